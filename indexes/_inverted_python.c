@@ -1,0 +1,164 @@
+/* The kernels over postings as Python calls them: buffers in, their sizes checked against each other, the lock released.
+ * _inverted_numpy.py says what the arguments mean. */
+
+#include "_inverted.h"
+
+#include <stdlib.h>
+
+static const Py_ssize_t payload_size[KINDS] = {2, 1, 1, 2, 4};
+
+/* The number of items in a buffer, or -1 (and a ValueError) where it is misaligned or no whole number of them. */
+static int64_t items(const Py_buffer *buffer, Py_ssize_t size, const char *name) {
+    if (buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0)
+        return (int64_t)(buffer->len / size);
+    PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no aligned array of items of %zd bytes", name, buffer->len, size);
+    return -1;
+}
+
+enum {
+    IDS, PAYLOAD, TERM_BLOCKS, BLOCK_START, BLOCK_RANGE, BLOCK_MAX, NORMS, MASK, SLOTS, WEIGHTS, OFFSETS, ROWS, SCORES,
+    COUNTS, BUFFERS
+};
+
+/* Everything that the sizes of the buffers must satisfy; the longest query, or -1 with an exception set. */
+static int64_t check_search(Index *index, int64_t k, const Py_buffer *buffers) {
+    static const char *const names[BUFFERS] = {"ids", "payload", "term_blocks", "block_start", "block_range",
+                                               "block_max", "norms", "mask", "slots", "weights", "offsets", "rows",
+                                               "scores", "counts"};
+    Py_ssize_t sizes[BUFFERS] = {2, 0, 8, 8, 4, 0, 4, 1, 8, 4, 8, 8, 4, 8};
+    int64_t lengths[BUFFERS], longest = 0;
+    if (index->kind < 0 || index->kind >= KINDS || index->n < 0 || index->n > (int64_t)RANGE * UINT32_MAX || k < 1) {
+        PyErr_SetString(PyExc_ValueError, "kind, n or k is out of range");
+        return -1;
+    }
+    sizes[PAYLOAD] = sizes[BLOCK_MAX] = payload_size[index->kind];
+    for (int i = 0; i < BUFFERS; i++)
+        if ((lengths[i] = items(buffers + i, sizes[i], names[i])) < 0)
+            return -1;
+    index->term_count = lengths[TERM_BLOCKS] - 1;
+    index->block_count = lengths[BLOCK_RANGE];
+    index->posting_count = lengths[IDS];
+    const int64_t queries = lengths[OFFSETS] - 1;
+    const int impacts = index->kind <= IMPACTS_8;
+    if (index->term_count < 0 || lengths[BLOCK_START] != index->block_count + 1 ||
+        lengths[PAYLOAD] != index->posting_count || (impacts && lengths[BLOCK_MAX] != index->block_count) ||
+        (!impacts && lengths[NORMS] != index->n) ||
+        (buffers[MASK].buf != NULL && lengths[MASK] != index->n / 8 + (index->n % 8 != 0)) || queries < 0 ||
+        lengths[WEIGHTS] != lengths[SLOTS] || lengths[COUNTS] != queries || lengths[ROWS] != lengths[SCORES] ||
+        (queries > 0 && lengths[ROWS] / queries < k)) {
+        PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together");
+        return -1;
+    }
+    const int64_t *offsets = buffers[OFFSETS].buf;
+    for (int64_t i = 0; i < queries; i++) {
+        if (offsets[i] < 0 || offsets[i + 1] < offsets[i] || offsets[i + 1] > lengths[SLOTS]) {
+            PyErr_SetString(PyExc_ValueError, "the offsets of the queries do not rise within their terms");
+            return -1;
+        }
+        if (offsets[i + 1] - offsets[i] > longest)
+            longest = offsets[i + 1] - offsets[i];
+    }
+    return longest;
+}
+
+/* One scratch outlives the calls, since fresh memory costs as much as a short search. It changes hands only with
+ * Python's lock held; a search that finds it taken makes its own. */
+static Scratch *spare = NULL;
+
+/* inverted_search(kind, n, k, ids, payload, term_blocks, block_start, block_range, block_max | None, norms | None,
+ *                 mask | None, slots, weights, offsets, rows, scores, counts) */
+PyObject *inverted_search(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Index index;
+    Py_buffer b[BUFFERS];
+    long long n, k;
+    if (!PyArg_ParseTuple(arguments, "iLLy*y*y*y*y*z*z*z*y*y*y*w*w*w*", &index.kind, &n, &k, b + IDS, b + PAYLOAD,
+                          b + TERM_BLOCKS, b + BLOCK_START, b + BLOCK_RANGE, b + BLOCK_MAX, b + NORMS, b + MASK,
+                          b + SLOTS, b + WEIGHTS, b + OFFSETS, b + ROWS, b + SCORES, b + COUNTS))
+        return NULL;
+    index.n = n;
+    Scratch *scratch = NULL;
+    int status = -1;
+    const int64_t longest = check_search(&index, k, b);
+    if (longest >= 0) {
+        index.ids = b[IDS].buf, index.payload = b[PAYLOAD].buf, index.term_blocks = b[TERM_BLOCKS].buf;
+        index.block_start = b[BLOCK_START].buf, index.block_range = b[BLOCK_RANGE].buf;
+        index.block_max = b[BLOCK_MAX].buf, index.norms = index.kind > IMPACTS_8 ? b[NORMS].buf : NULL, index.mask = b[MASK].buf;
+        scratch = spare != NULL ? spare : calloc(1, sizeof *scratch);
+        spare = NULL;
+        Cursor *cursors = malloc((size_t)(longest + 1) * sizeof *cursors);
+        Cursor **active = malloc((size_t)(longest + 1) * sizeof *active);
+        if (scratch != NULL && cursors != NULL && active != NULL) {
+            scratch->cursors = cursors, scratch->active = active;
+            const int64_t *offsets = b[OFFSETS].buf, queries = (int64_t)(b[OFFSETS].len / 8) - 1;
+            status = 0;
+            Py_BEGIN_ALLOW_THREADS
+            for (int64_t i = 0; i < queries && status == 0; i++) {
+                Heap heap = {(float *)b[SCORES].buf + i * k, (int64_t *)b[ROWS].buf + i * k, 0, k};
+                status = inverted_query(&index, (const int64_t *)b[SLOTS].buf + offsets[i],
+                                      (const float *)b[WEIGHTS].buf + offsets[i], offsets[i + 1] - offsets[i], scratch,
+                                      &heap);
+                ((int64_t *)b[COUNTS].buf)[i] = heap.size;
+            }
+            Py_END_ALLOW_THREADS
+            if (status != 0)
+                PyErr_SetString(PyExc_ValueError, "a slot, block or range of the postings is out of bounds");
+        } else
+            PyErr_NoMemory();
+        free(active);
+        free(cursors);
+        if (spare == NULL)
+            spare = scratch;
+        else
+            free(scratch);
+    }
+    for (int i = 0; i < BUFFERS; i++)
+        PyBuffer_Release(b + i);
+    if (status != 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* inverted_count(n, ids, block_start, block_range, mask, counts) */
+PyObject *inverted_count(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { THE_IDS, STARTS, RANGES, ROW_MASK, OUT, ALL };
+    Py_buffer b[ALL];
+    long long n;
+    if (!PyArg_ParseTuple(arguments, "Ly*y*y*y*w*", &n, b, b + 1, b + 2, b + 3, b + 4))
+        return NULL;
+    const int64_t postings = items(b + THE_IDS, 2, "ids"), starts = items(b + STARTS, 8, "block_start");
+    const int64_t blocks = items(b + RANGES, 4, "block_range"), out = items(b + OUT, 8, "counts");
+    int failed = postings < 0 || starts < 0 || blocks < 0 || out < 0;
+    if (!failed && (n < 0 || starts != blocks + 1 || out != blocks || (int64_t)b[ROW_MASK].len != n / 8 + (n % 8 != 0))) {
+        PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together");
+        failed = 1;
+    }
+    if (!failed) {
+        const uint16_t *ids = b[THE_IDS].buf;
+        const int64_t *start = b[STARTS].buf;
+        const uint32_t *range = b[RANGES].buf;
+        const uint8_t *mask = b[ROW_MASK].buf;
+        int64_t *counts = b[OUT].buf;
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t block = 0; block < blocks && !failed; block++) {
+            const int64_t base = (int64_t)range[block] * RANGE;
+            int64_t count = 0;
+            failed = start[block] < 0 || start[block + 1] < start[block] || start[block + 1] > postings;
+            for (int64_t at = start[block]; at < start[block + 1] && !failed; at++) {
+                const int64_t row = base + ids[at];
+                if (row < n)
+                    count += mask[row >> 3] >> (row & 7) & 1;
+            }
+            counts[block] = count;
+        }
+        Py_END_ALLOW_THREADS
+        if (failed)
+            PyErr_SetString(PyExc_ValueError, "a block of the postings is out of bounds");
+    }
+    for (int i = 0; i < ALL; i++)
+        PyBuffer_Release(b + i);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,17 @@
+/* The module retrievers.indexes._kernels; retrievers/indexes/kernels.py says what its functions do. */
+
+#include "_kernels.h"
+
+static PyMethodDef methods[] = {
+    {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
+    {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Compiled loops over postings.", 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,29 @@
+/* What the kernels share: one C file an index kind, one module (_kernels.c) that offers them to Python. */
+
+#ifndef RETRIEVERS_KERNELS_H
+#define RETRIEVERS_KERNELS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+/* CLONES compiles a function for several instruction sets and picks one when the module is loaded. It needs ifunc
+ * (GNU libc on x86-64, gcc); elsewhere the baseline is compiled. Results are the same: no clone may fuse or reorder
+ * floating-point operations (-ffp-contract=off, no -ffast-math). */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define CLONES
+#endif
+
+/* SCALAR keeps a function out of the vectoriser. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define SCALAR __attribute__((noinline, optimize("no-tree-vectorize")))
+#else
+#define SCALAR
+#endif
+
+PyObject *inverted_search(PyObject *module, PyObject *arguments);
+PyObject *inverted_count(PyObject *module, PyObject *arguments);
+
+#endif

@@ -1,0 +1,218 @@
+"""FAISS indexes that propose candidates: ``hnsw``, ``ivf``, ``ivfpq`` and ``sq8``.
+
+What they propose for a query depends on the query and on the built index, never on the other queries of the batch or on
+threads: FAISS searches graphs and lists query by query, and :func:`propose` keeps it from switching to matrix products
+when it chooses the lists.
+
+Sources: HNSW, Malkov and Yashunin, 2018; inverted lists and product quantisation, Jégou et al., 2011.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrievers.errors import IndexDamagedError, SpecError
+from retrievers.indexes.bitmaps import Bitmap, cardinality
+from retrievers.indexes.exact import StoredVectors, import_faiss
+from retrievers.indexes.parameters import AUTO, Parameter
+from retrievers.specs import Spec, Value
+
+_LISTS = {
+    "nlist": Parameter(AUTO, 1, 1 << 24),
+    "nprobe": Parameter(AUTO, 1, 1 << 24),
+}
+PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
+    "hnsw": {
+        "m": Parameter(32, 2, 512),
+        "ef_construction": Parameter(200, 1, 100_000),
+        "ef_search": Parameter(64, 1, 1_000_000),
+    },
+    "ivf": _LISTS,
+    "ivfpq": {
+        **_LISTS,
+        "m": Parameter(AUTO, 1, 1 << 16),
+        "nbits": Parameter(8, 4, 12),
+        "candidates": Parameter(AUTO, 1, 1_000_000),
+    },
+    "sq8": {},
+}
+"""The parameters of each approximate kind."""
+
+POINTS = 39
+"""The least number of vectors that FAISS wants for each centroid that it trains."""
+
+_TRAINED = 64  # vectors for each list that k-means looks at: more make it slower, hardly better
+_SEED = 1234
+_TOGETHER = 4  # queries whose lists are chosen together: of more FAISS multiplies matrices, which rounds differently
+
+
+def settings(spec: Spec, n: int, dimension: int) -> dict[str, int]:
+    """The parameters of ``spec`` for ``n`` vectors, what is left to choose filled in; lists never outnumber n / 39.
+
+    Raises SpecError where ``m`` of ``ivfpq`` does not divide ``dimension``.
+    """
+    given: dict[str, Value] = {key: what.default for key, what in PARAMETERS[spec.name].items()} | spec.parameters
+    chosen = {key: int(value) for key, value in given.items() if value != AUTO}
+    if "nlist" in given:
+        most = max(1, n // POINTS)
+        chosen["nlist"] = min(chosen.get("nlist", round(4 * n**0.5)), most)
+        chosen["nprobe"] = min(chosen.get("nprobe", max(8, chosen["nlist"] // 16)), chosen["nlist"])
+    if spec.name == "ivfpq":
+        divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
+        chosen.setdefault("m", max(m for m in divisors if m == 1 or m <= dimension // 4))
+        if dimension % chosen["m"]:
+            near = sorted(divisors, key=lambda m: abs(m - chosen["m"]))[:3]
+            raise SpecError(
+                f"{spec}: m={chosen['m']} must divide the {dimension} dimensions of the vectors; "
+                f"the nearest that do are {', '.join(map(str, sorted(near)))}"
+            )
+    return chosen
+
+
+def train(stored: StoredVectors, spec: Spec) -> Any | None:
+    """A FAISS index of all vectors; None where they are too few for it, and scanning them is quicker anyway."""
+    faiss = import_faiss()
+    n, dimension = stored.values.shape
+    chosen = settings(spec, n, dimension)
+    if n == 0 or (spec.name == "ivfpq" and n < 2 ** chosen["nbits"]):
+        return None
+    if spec.name == "hnsw":
+        index = faiss.IndexHNSWFlat(dimension, chosen["m"], faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = chosen["ef_construction"]
+    elif spec.name == "sq8":
+        index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    else:
+        coarse = faiss.IndexFlatIP(dimension)
+        if spec.name == "ivf":
+            index = faiss.IndexIVFFlat(coarse, dimension, chosen["nlist"], faiss.METRIC_INNER_PRODUCT)
+        else:
+            index = faiss.IndexIVFPQ(
+                coarse, dimension, chosen["nlist"], chosen["m"], chosen["nbits"], faiss.METRIC_INNER_PRODUCT
+            )
+            index.pq.cp.min_points_per_centroid = 1
+            index.pq.cp.seed = _SEED
+        index.cp.min_points_per_centroid = 1
+        index.cp.max_points_per_centroid = _TRAINED
+        index.cp.seed = _SEED
+        index.cp.spherical = True
+    index.train(stored.values)
+    index.add(stored.values)
+    return ready(index, chosen)
+
+
+def ready(index: Any, chosen: Mapping[str, int]) -> Any:
+    """Set what a search needs and a file does not keep."""
+    if "nprobe" in chosen:
+        index.nprobe = chosen["nprobe"]
+    return index
+
+
+def candidates(chosen: Mapping[str, int], name: str, k: int) -> int:
+    """How many candidates to ask for ``k`` hits: the coarser the codes, the more."""
+    if name == "ivfpq":
+        return max(chosen.get("candidates", 100 + 10 * k), k)
+    return k + 32 + k if name == "sq8" else k + 8
+
+
+def propose(
+    index: Any, chosen: Mapping[str, int], queries: NDArray[np.float32], count: int, live: Bitmap | None
+) -> NDArray[np.int64]:
+    """``count`` candidates for each query, int64 ``[queries, count]``, -1 where there are fewer."""
+    faiss = import_faiss()
+    options = {} if live is None else {"sel": faiss.IDSelectorBitmap(np.ascontiguousarray(live))}
+    if "ef_search" in chosen:
+        effort = max(chosen["ef_search"], count)
+        if live is not None:  # the deleted are visited as well
+            effort = effort * index.ntotal // max(1, cardinality(live))
+        parameters = faiss.SearchParametersHNSW(efSearch=effort, **options)
+    elif "nlist" in chosen:
+        return _from_lists(index, queries, count, options)
+    else:
+        parameters = faiss.SearchParameters(**options)
+    rows: NDArray[np.int64] = index.search(queries, count, params=parameters)[1]
+    return rows
+
+
+def _from_lists(index: Any, queries: NDArray[np.float32], count: int, options: dict[str, Any]) -> NDArray[np.int64]:
+    faiss = import_faiss()
+    coarse, probes = index.quantizer, index.nprobe
+    found = [coarse.search(queries[at : at + _TOGETHER], probes) for at in range(0, len(queries), _TOGETHER)]
+    nearness = np.concatenate([nearness for nearness, _ in found])
+    lists = np.concatenate([lists for _, lists in found])
+    scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    queries, lists, nearness, scores, rows = map(np.ascontiguousarray, (queries, lists, nearness, scores, rows))
+    pointers = [faiss.swig_ptr(array) for array in (lists, nearness, scores, rows)]
+    parameters = faiss.SearchParametersIVF(nprobe=probes, **options)
+    index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, parameters)
+    return rows
+
+
+def write(index: Any, path: Path) -> None:
+    """Write a FAISS index; a graph without its vectors, which are stored already."""
+    faiss = import_faiss()
+    if isinstance(index, faiss.IndexHNSW):
+        faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE)
+    else:
+        faiss.write_index(index, str(path))
+
+
+def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
+    """Read what :func:`write` wrote and check it against the vectors. Raises IndexDamagedError.
+
+    FAISS follows links and compares numbers without looking at them twice: of a graph the links are checked, and the
+    vectors, which are copied into memory, are checked to be as long as they were.
+    """
+    faiss = import_faiss()
+    if not path.is_file():
+        raise _damaged(path, "is missing")
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise _damaged(path, f"is no FAISS index ({str(error).splitlines()[-1]:.200})") from error
+    kinds = {
+        "hnsw": faiss.IndexHNSWFlat,
+        "ivf": faiss.IndexIVFFlat,
+        "ivfpq": faiss.IndexIVFPQ,
+        "sq8": faiss.IndexScalarQuantizer,
+    }
+    held = type(index).__name__, index.ntotal, index.d, index.metric_type
+    n, dimension = stored.values.shape
+    wanted = kinds[spec.name].__name__, n, dimension, faiss.METRIC_INNER_PRODUCT
+    if held != wanted:
+        raise _damaged(path, f"holds {held} (type, vectors, dimension, metric) where {wanted} belong")
+    if spec.name == "hnsw":
+        _check_graph(index.hnsw, n, path)
+        stored.check_payload()
+        vectors = faiss.IndexFlatIP(dimension)
+        vectors.add(stored.values)
+        index.storage = vectors
+        index.own_fields = True  # FAISS frees the vectors with the graph, and Python no longer does
+        vectors.this.disown()
+    chosen = settings(spec, n, dimension)
+    if "nlist" in chosen and (index.nlist != chosen["nlist"] or index.quantizer.ntotal != index.nlist):
+        raise _damaged(path, f"has {index.nlist} lists where {chosen['nlist']} belong")
+    return ready(index, chosen)
+
+
+def _check_graph(graph: Any, n: int, path: Path) -> None:
+    faiss = import_faiss()
+
+    def array(vector: Any) -> NDArray[Any]:
+        values: NDArray[Any] = faiss.rev_swig_ptr(vector.data(), vector.size())
+        return values
+
+    links, offsets, levels = array(graph.neighbors), array(graph.offsets), array(graph.levels)
+    sound = len(offsets) == n + 1 and len(levels) == n and offsets[0] == 0 and offsets[-1] == len(links)
+    sound = sound and bool((np.diff(offsets.astype(np.int64)) > 0).all())
+    sound = sound and 0 <= graph.entry_point < n and -1 <= links.min(initial=-1) <= links.max(initial=-1) < n
+    if not sound:
+        raise _damaged(path, f"holds a graph that is not one of {n} vectors")
+
+
+def _damaged(path: Path, what: str) -> IndexDamagedError:
+    return IndexDamagedError(f"{path} {what}: restore it from a backup, or build the index again")

@@ -1,0 +1,124 @@
+"""The kinds ``hnsw``, ``ivf``, ``ivfpq`` and ``sq8``: FAISS proposes, the stored vectors decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrievers.errors import IndexDamagedError
+from retrievers.indexes import accelerators, bitmaps
+from retrievers.indexes.bitmaps import Bitmap
+from retrievers.indexes.dense import load_stored, save_stored
+from retrievers.indexes.exact import StoredVectors, check_search, nothing, place
+from retrievers.indexes.parameters import check_parameters
+from retrievers.indexes.protocol import Found
+from retrievers.specs import Spec
+from retrievers.vectors import Vectors
+
+_FILE = "index.faiss"
+_PAIRS = 1 << 21  # candidates that are held at a time
+_SCANNED = 4  # where less than a fourth of the rows is live, too many steps of a search lead to the others
+
+
+class ApproximateIndex:
+    """Dense vectors, float32, by inner product; most, not always all, of the best rows, each with its exact score.
+
+    - ``hnsw(m=32, ef_construction=200, ef_search=64)``: a graph of ``m`` links, ``2 m`` at the bottom.
+    - ``ivf(nlist=auto, nprobe=auto)``: lists around ``nlist`` centroids, of which ``nprobe`` are searched.
+    - ``ivfpq(nlist=auto, nprobe=auto, m=auto, nbits=8, candidates=auto)``: lists of ``m`` codes of ``nbits`` bits;
+      ``candidates`` are scored exactly (by default 100 + 10 k).
+    - ``sq8``: a scan of codes of 8 bits a dimension.
+
+    A search with a filter is exact, and so is one for which FAISS proposes fewer candidates than hits are wanted, or
+    with more than three of four rows deleted.
+    Building uses all cores; two builds of an ``hnsw`` index may differ in which rows they find, while one built index
+    always gives the same answer. Vectors too few to train what the specification asks for get fewer lists, or are
+    scanned: of a large collection, one segment may be small.
+    """
+
+    PARAMETERS = accelerators.PARAMETERS
+
+    def __init__(self, stored: StoredVectors, spec: Spec, index: Any | None) -> None:
+        self.spec = spec
+        self.size, self.dimension = stored.values.shape
+        self._stored = stored
+        self._index = index
+        self._settings = accelerators.settings(spec, self.size, self.dimension)
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The vectors, float32 ``[size, dimension]``; memory-mapped in an index that was loaded."""
+        return self._stored.values
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The parameters in force, those left to choose included."""
+        return dict(self._settings)
+
+    @classmethod
+    def build(cls, vectors: Vectors, spec: Spec) -> Self:
+        """Index float32 ``[n, dim]``; besides the array, which is kept, it takes no more memory than a copy of it.
+
+        Raises VectorError, SpecError.
+        """
+        check_parameters(spec, cls.PARAMETERS)
+        stored = StoredVectors.of(vectors)
+        return cls(stored, spec, accelerators.train(stored, spec))
+
+    @classmethod
+    def merge(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]], spec: Spec) -> Self:
+        """See :class:`retrievers.indexes.protocol.Index`; what proposes candidates is trained anew."""
+        check_parameters(spec, cls.PARAMETERS)
+        stored = StoredVectors.gathered([(part._stored, rows) for part, rows in parts])
+        return cls(stored, spec, accelerators.train(stored, spec))
+
+    def save(self, folder: Path) -> None:
+        """Write the index's files into an existing empty folder."""
+        save_stored(folder, self._stored, {"accelerated": int(self._index is not None)})
+        if self._index is not None:
+            accelerators.write(self._index, folder / _FILE)
+
+    @classmethod
+    def load(cls, folder: Path, spec: Spec) -> Self:
+        """Open what :meth:`save` wrote, the vectors memory-mapped. Raises IndexDamagedError, naming the file."""
+        check_parameters(spec, cls.PARAMETERS)
+        stored, meta = load_stored(folder)
+        if meta.get("accelerated") not in (0, 1):
+            raise IndexDamagedError(f"{folder} does not tell whether {_FILE} belongs to it: build the index again")
+        index = accelerators.read(folder / _FILE, stored, spec) if meta["accelerated"] else None
+        return cls(stored, spec, index)
+
+    def search(self, queries: Vectors, k: int, *, allowed: Bitmap | None = None, live: Bitmap | None = None) -> Found:
+        """The best ``k`` rows by inner product, as far as they are found, for each query (float32 ``[queries, dim]``).
+
+        Raises VectorError for queries of another shape or type, QueryError for a ``k`` below 1 or bitmaps of another
+        size, IndexDamagedError where the stored vectors turn out to hold what was never written.
+        """
+        mask = check_search(k, self.size, allowed, live)
+        permitted = self.size if mask is None else bitmaps.cardinality(mask)
+        count = accelerators.candidates(self._settings, self.spec.name, k)
+        if allowed is not None or self._index is None or count >= permitted or permitted * _SCANNED < self.size:
+            return self._stored.scan(queries, k, mask)
+        values, _ = self._stored.check_queries(queries)
+        found = nothing(0)
+        step = max(1, _PAIRS // count)
+        for first in range(0, len(values), step):
+            best = self._search(values[first : first + step], k, count, permitted, mask)
+            found.rows.extend(best.rows)
+            found.scores.extend(best.scores)
+        return found
+
+    def _search(self, queries: NDArray[np.float32], k: int, count: int, permitted: int, mask: Bitmap | None) -> Found:
+        rows = accelerators.propose(self._index, self._settings, queries, count, mask)
+        proposed = rows >= 0
+        enough = proposed.sum(axis=1) >= min(k, permitted)
+        proposed &= enough[:, None]
+        found = self._stored.rescore(queries, np.nonzero(proposed)[0], rows[proposed], k)
+        short = np.flatnonzero(~enough)
+        if len(short):
+            place(found, short, self._stored.scan(queries[short], k, mask))
+        return found

@@ -1,0 +1,389 @@
+"""Exhaustive inner-product search over stored vectors, whose outcome is a function of the vectors alone.
+
+Matrix products round differently from batch to batch, from machine to machine and from one thread count to another.
+They are therefore only trusted to within their rounding error (Higham, "Accuracy and Stability of Numerical
+Algorithms", 2002, section 3.1): rows whose fast score comes within that of the ``k``-th best are scored again, each
+pair on its own in float64, and ranked by that score, rounded to float32, and by ascending row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrievers.errors import IndexDamagedError, MissingDependencyError, QueryError, VectorError
+from retrievers.indexes import bitmaps
+from retrievers.indexes.arrays import load_array
+from retrievers.indexes.bitmaps import Bitmap
+from retrievers.indexes.protocol import Found
+from retrievers.vectors import Vectors, check
+
+Score = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+"""The scores of pairs, each for itself alone: query ``numbers[i]`` and row ``rows[i]``."""
+
+Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Some rows, and their fast scores, ``[queries, rows]``."""
+
+UNIT = 2.0**-24
+"""Half the distance from 1 to the next float32: the relative rounding error of one operation."""
+
+_FILE = "vectors.npy"
+_LONGEST_SCORE = 1e37  # far enough below the end of float32 that no sum on the way overflows
+_PAIRS = 1 << 22  # candidates that are held at a time
+_RESCORED = 1 << 15  # numbers that are multiplied at a time while scoring again: they stay in the cache
+_CHUNK = 1 << 15  # rows that are copied at a time
+_ROW_BY_ROW = 128_000  # numbers of all queries below which FAISS compares row by row, and takes a selector at no cost
+_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than that
+_MULTIPLIED_FETCH = 512  # candidates up to which this holds: they are sorted again and again
+_DROPPED = 128  # deleted rows up to which finding and dropping them is quicker than copying the others
+_MOST_RESIDENT = 1 << 30  # bytes of vectors up to which large batches copy them into memory
+_SIFTED = 32  # queries that are sifted together
+
+
+def import_faiss() -> Any:
+    """The faiss module. Raises MissingDependencyError, which says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingDependencyError(
+            "indexes of dense vectors need faiss: pip install faiss-cpu, or pip install 'tri-retrievers[neural]'"
+        ) from error
+    return faiss
+
+
+def check_search(k: int, size: int, *masks: Bitmap | None) -> Bitmap | None:
+    """The rows that are in all bitmaps, None for all; QueryError for a ``k`` below 1 and bitmaps of another size."""
+    if k < 1:
+        raise QueryError(f"k={k}: ask for 1 hit or more")
+    both: Bitmap | None = None
+    for mask in masks:
+        if mask is None:
+            continue
+        if mask.dtype != np.uint8 or mask.shape != (-(-size // 8),):
+            raise QueryError(f"a bitmap of {size} rows has {-(-size // 8)} bytes; got {mask.dtype} {list(mask.shape)}")
+        both = mask if both is None else both & mask
+    return both
+
+
+def ranked(
+    queries: int, numbers: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
+) -> Found:
+    """The best ``k`` of scored pairs for each query: pair ``i`` is query ``numbers[i]`` and row ``rows[i]``."""
+    order = np.lexsort((rows, -scores, numbers))
+    rows, scores = rows[order], scores[order]
+    ends = np.cumsum(np.bincount(numbers, minlength=queries)).tolist()
+    spans = [(start, min(end, start + k)) for start, end in zip([0, *ends], ends, strict=False)]
+    return Found([rows[start:end] for start, end in spans], [scores[start:end] for start, end in spans])
+
+
+def merge_candidates(
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    more_scores: NDArray[np.float32],
+    more_rows: NDArray[np.int64],
+    fetch: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The best ``fetch`` of two sets of candidates (``[queries, any]`` each), best first."""
+    scores, rows = np.concatenate([scores, more_scores], axis=1), np.concatenate([rows, more_rows], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :fetch]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def fetched(k: int, permitted: int) -> int:
+    """How many candidates to fetch for ``k`` hits, so that seldom another comes within rounding of the ``k``-th."""
+    return min(permitted, k + 8 + k // 8)
+
+
+def longest(blocks: Iterator[NDArray[np.float32]], dimension: int) -> float:
+    """An upper bound of the lengths of the vectors in ``blocks``; infinite where any is not finite."""
+    most = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in blocks:
+            squares = np.einsum("ij,ij->i", block, block)
+            if not squares.max(initial=0) < 1e37:  # too long for a square in float32, or not finite
+                wide = block.astype(np.float64)
+                squares = np.einsum("ij,ij->i", wide, wide)
+            found = float(squares.max(initial=0))
+            most = max(most, found) if found < np.inf else np.inf  # also where found is NaN
+    # Squares too small for float32 may have vanished.
+    return float(np.sqrt(most * (1 + (dimension + 8) * UNIT) + dimension * 1e-37))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVectors:
+    """Vectors, float32 ``[n, dim]``, an upper bound of their lengths, and where they lie, for messages."""
+
+    values: NDArray[np.float32]
+    longest: float
+    place: str = "the vectors"
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Self:
+        """Take float32 ``[n, dim]`` as they are. Raises VectorError for another type or shape, NaN or infinity."""
+        values = _dense(vectors)
+        if values.shape[1] == 0:
+            raise VectorError("vectors need 1 dimension or more; got 0")
+        return cls(values, longest(_blocks(values), values.shape[1]))
+
+    @classmethod
+    def gathered(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]]) -> Self:
+        """One from several; each comes with the row that each of its rows takes in the result, or -1."""
+        dimensions = sorted({part.values.shape[1] for part, _ in parts})
+        if len(dimensions) != 1:
+            raise VectorError(f"indexes of one dimension can be merged, and these have {dimensions or 'none'}")
+        n = sum(int(np.count_nonzero(rows >= 0)) for _, rows in parts)
+        values = np.empty((n, dimensions[0]), np.float32)
+        for part, rows in parts:
+            for first in range(0, len(rows), _CHUNK):
+                some = rows[first : first + _CHUNK]
+                values[some[some >= 0]] = part.values[first : first + _CHUNK][some >= 0]
+        return cls.of(values)
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / _FILE, self.values)
+
+    @classmethod
+    def load(cls, folder: Path, n: int, dimension: int, longest: float) -> Self:
+        """Map the vectors that :meth:`save` wrote. Raises IndexDamagedError."""
+        return cls(load_array(folder / _FILE, np.float32, (n, dimension)), longest, str(folder / _FILE))
+
+    @cached_property
+    def _resident(self) -> NDArray[np.float32]:
+        """The vectors in memory of their own, copied when large batches first ask for them; not where they are too many.
+
+        Multiplying matrices goes over them again and again, and the small pages of a mapped file make that 5% slower.
+        """
+        return np.array(self.values) if self.values.nbytes <= _MOST_RESIDENT else self.values
+
+    def check_payload(self) -> None:
+        """Read all vectors and raise IndexDamagedError where one is longer than when it was written, or not finite."""
+        dimension = self.values.shape[1]
+        if not longest(_blocks(self.values), dimension) <= self.longest * (1 + 2 * (dimension + 8) * UNIT):
+            raise self._damaged("vectors that are not what was written")
+
+    def check_queries(self, queries: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Queries and their lengths; VectorError for those that no search could answer."""
+        values = _dense(queries)
+        if values.shape[1] != self.values.shape[1]:
+            raise VectorError(
+                f"the queries have {values.shape[1]} dimensions, and the index holds {self.values.shape[1]}: "
+                "search with the encoder that the index was built with"
+            )
+        lengths: NDArray[np.float64] = np.sqrt(np.multiply(values, values, dtype=np.float64).sum(axis=1))
+        if len(lengths) and not lengths.max() * self.longest < _LONGEST_SCORE:
+            raise VectorError(
+                f"a query of length {lengths.max():.3g} and vectors of up to {self.longest:.3g} have inner products "
+                "that float32 cannot hold: normalise the vectors"
+            )
+        return values, lengths
+
+    def scan(self, queries: Vectors, k: int, mask: Bitmap | None = None) -> Found:
+        """The best ``k`` of all rows, or of those in ``mask``, for queries float32 ``[queries, dim]``."""
+        values, lengths = self.check_queries(queries)
+        permitted = len(self.values) if mask is None else bitmaps.cardinality(mask)
+        if permitted == len(self.values):
+            mask = None
+        found = Found([], [])
+        k = min(k, permitted)
+        step = max(1, _PAIRS // (fetched(k, permitted) or 1))
+        for first in range(0, len(values), step):
+            some = values[first : first + step]
+            best = self._scan(some, lengths[first : first + step], k, permitted, mask) if k else nothing(len(some))
+            found.rows.extend(best.rows)
+            found.scores.extend(best.scores)
+        return found
+
+    def rescore(
+        self, queries: NDArray[np.float32], numbers: NDArray[np.int64], rows: NDArray[np.int64], k: int
+    ) -> Found:
+        """The best ``k`` of given candidates for each query: pair ``i`` is query ``numbers[i]`` and ``rows[i]``."""
+        return ranked(len(queries), numbers, rows, self._scores(queries, numbers, rows), k)
+
+    def _scores(
+        self, queries: NDArray[np.float32], numbers: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The score of each pair, computed for itself alone."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.values):
+            raise self._damaged("fewer vectors than its index names")
+        scores = np.empty(len(rows), np.float32)
+        step = max(1, _RESCORED // self.values.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(0, len(rows), step):
+                at = slice(first, first + step)
+                products = self.values[rows[at]].astype(np.float64)
+                products *= queries[numbers[at]]
+                scores[at] = products.sum(axis=1)
+        if not np.isfinite(scores).all():
+            raise self._damaged("NaN, infinity or a number that was not written there")
+        return scores
+
+    def _scan(
+        self, queries: NDArray[np.float32], lengths: NDArray[np.float64], k: int, permitted: int, mask: Bitmap | None
+    ) -> Found:
+        fetch = fetched(k, permitted)
+        scores, rows = self._nearest(queries, fetch, permitted, mask)
+        if rows.min(initial=0) < 0 or not np.isfinite(scores).all():  # FAISS passes over NaN
+            raise self._damaged("NaN")
+        dimension = self.values.shape[1]
+        error = (dimension + 8) * UNIT * lengths * self.longest + dimension * 2.0**-126
+
+        def score(numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            return self._scores(queries, numbers, rows)
+
+        found, bounds, open_ = settle(scores, rows, error, k, permitted, score)
+        for first in range(0, len(open_), _SIFTED):
+            some = open_[first : first + _SIFTED]
+            place(found, some, self._sift(queries[some], bounds[some], k, mask))
+        return found
+
+    def _nearest(
+        self, queries: NDArray[np.float32], fetch: int, permitted: int, mask: Bitmap | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The ``fetch`` best rows by fast score, best first; -1 for what could not be compared."""
+        row_by_row = queries.size < _ROW_BY_ROW
+        if row_by_row and len(queries) >= _MULTIPLIED and fetch <= _MULTIPLIED_FETCH:
+            return highest(self._fast_scores(queries, mask), len(queries), fetch)
+        if row_by_row or mask is None:
+            return knn(queries, self.values if row_by_row else self._resident, fetch, mask)
+        if len(self.values) - permitted <= _DROPPED:
+            scores, rows = knn(queries, self.values, fetch + len(self.values) - permitted)
+            out = ~bitmaps.unpack(mask, len(self.values))[rows]
+            scores[out] = -np.inf
+            return merge_candidates(scores, rows, scores[:, :0], rows[:, :0], fetch)
+        best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        kept = bitmaps.rows(mask, len(self.values))
+        for first in range(0, len(kept), _CHUNK):
+            some = kept[first : first + _CHUNK]
+            whole = int(some[-1] - some[0]) + 1 == len(some)
+            block = self.values[some[0] : some[-1] + 1] if whole else self.values[some]
+            scores, places = knn(queries, block, min(fetch, len(some)))
+            best = merge_candidates(*best, scores, np.where(places < 0, -1, some[places]), fetch)
+        return best
+
+    def _sift(self, queries: NDArray[np.float32], bounds: NDArray[np.float64], k: int, mask: Bitmap | None) -> Found:
+        return sift(
+            self._fast_scores(queries, mask), bounds, k, lambda numbers, rows: self._scores(queries, numbers, rows)
+        )
+
+    def _fast_scores(self, queries: NDArray[np.float32], mask: Bitmap | None) -> Iterator[Scored]:
+        n, step = len(self.values), _CHUNK // 8
+        kept = np.arange(n, dtype=np.int64) if mask is None else bitmaps.rows(mask, n)
+        for first in range(0, len(kept), step):
+            rows = kept[first : first + step]
+            whole = int(rows[-1] - rows[0]) + 1 == len(rows)
+            block = self.values[rows[0] : rows[-1] + 1] if whole else self.values[rows]
+            with np.errstate(over="ignore", invalid="ignore"):
+                yield rows, (block @ queries.T).T
+
+    def _damaged(self, what: str) -> IndexDamagedError:
+        return IndexDamagedError(f"{self.place} holds {what}: restore it from a backup, or build the index again")
+
+
+def settle(
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    error: NDArray[np.float64],
+    k: int,
+    permitted: int,
+    score: Score,
+) -> tuple[Found, NDArray[np.float64], NDArray[np.int64]]:
+    """The best ``k`` of candidates (``[queries, fetched]``, best first) whose scores are off by at most ``error``.
+
+    Also returned are a bound for each query, below which no row can be among its best, and the queries for which rows
+    that were not fetched reach it: what was found for those has to come from :func:`sift`.
+    """
+    # Each of the first k scores at least its fast score less the error; so nothing below that by one more error does.
+    bounds = scores[:, k - 1] - 2 * error
+    near = scores >= bounds[:, None]
+    numbers, near_rows = np.nonzero(near)[0], rows[near]
+    found = ranked(len(scores), numbers, near_rows, score(numbers, near_rows), k)
+    open_ = np.flatnonzero(near[:, -1]) if scores.shape[1] < permitted else np.empty(0, np.int64)
+    return found, bounds, open_
+
+
+def highest(blocks: Iterable[Scored], queries: int, fetch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The ``fetch`` rows with the highest fast scores for each of ``queries`` queries, best first; NaN is passed over."""
+    best = np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
+    for rows, fast in blocks:
+        scores = fast.T  # as it lies in memory
+        if best[0].shape[1] < fetch:
+            at = np.argpartition(-scores, min(fetch, len(rows)) - 1, axis=0)[:fetch]
+            best = merge_candidates(*best, np.take_along_axis(scores, at, 0).T, rows[at.T], fetch)
+            continue
+        places, numbers = np.nonzero(scores > best[0][:, -1])
+        if not len(places):
+            continue
+        order = np.argsort(numbers, kind="stable")
+        places, numbers = places[order], numbers[order]
+        counts = np.bincount(numbers, minlength=queries)
+        column = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
+        more = np.full((queries, int(counts.max())), -np.inf, np.float32)
+        more_rows = np.full(more.shape, -1, np.int64)
+        more[numbers, column] = scores[places, numbers]
+        more_rows[numbers, column] = rows[places]
+        best = merge_candidates(*best, more, more_rows, fetch)
+    return best
+
+
+def sift(blocks: Iterable[Scored], bounds: NDArray[np.float64], k: int, score: Score) -> Found:
+    """The best ``k`` among all rows with a fast score of ``bounds`` (one a query) or more, however many they are."""
+    queries = len(bounds)
+    numbers, rows, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    found = nothing(queries)
+    for block_rows, fast in blocks:
+        more_numbers, at = np.nonzero(fast >= bounds[:, None])
+        if not len(at):
+            continue
+        more_rows = block_rows[at]
+        more_scores = score(more_numbers, more_rows)
+        numbers, rows = np.concatenate([numbers, more_numbers]), np.concatenate([rows, more_rows])
+        found = ranked(queries, numbers, rows, np.concatenate([scores, more_scores]), k)
+        numbers = np.repeat(np.arange(queries), [len(some) for some in found.rows])
+        rows, scores = np.concatenate(found.rows), np.concatenate(found.scores)
+    return found
+
+
+def place(found: Found, numbers: NDArray[np.int64], others: Found) -> None:
+    """Put what was found for the queries ``numbers`` in the place of what is there."""
+    for at, number in enumerate(numbers.tolist()):
+        found.rows[number], found.scores[number] = others.rows[at], others.scores[at]
+
+
+def nothing(queries: int) -> Found:
+    """No hits for any of ``queries`` queries."""
+    rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    return Found([rows] * queries, [scores] * queries)
+
+
+def knn(
+    queries: NDArray[np.float32], block: NDArray[np.float32], k: int, mask: Bitmap | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """FAISS' exhaustive search over an array as it lies, without copying it; -1 where fewer than ``k`` are found."""
+    faiss = import_faiss()
+    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    pointers = [faiss.swig_ptr(array) for array in (queries, block, scores, rows)]
+    sizes = block.shape[1], len(queries), len(block), k
+    if mask is None:
+        faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:])
+    else:
+        mask = np.ascontiguousarray(mask)
+        faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:], faiss.IDSelectorBitmap(mask))
+    return scores, rows
+
+
+def _dense(vectors: Vectors) -> NDArray[np.float32]:
+    if not isinstance(vectors, np.ndarray):
+        raise VectorError(f"dense vectors must be a float32 array [n, dim]; got {type(vectors).__name__}")
+    check(vectors, "dense", vectors.shape[0] if vectors.ndim else 0)
+    return np.ascontiguousarray(vectors)
+
+
+def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    for first in range(0, len(values), _CHUNK // 8):
+        yield values[first : first + _CHUNK // 8]

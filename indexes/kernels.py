@@ -1,0 +1,49 @@
+"""The loops over postings: compiled where the extension was built, in numpy elsewhere, with the same results.
+
+The environment variable ``RETRIEVERS_KERNELS=numpy``, read once at import, chooses numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+
+from retrievers.indexes import _inverted_numpy
+
+
+class Payload(IntEnum):
+    """What stands beside a row in a posting, and so how a contribution is computed (float32 throughout)."""
+
+    IMPACTS_16 = 0  # weight * decoded 16-bit float
+    IMPACTS_8 = 1  # weight * code, the term's scale being part of the weight
+    FREQUENCIES_8 = 2  # weight * (frequency / (frequency + norm of the row)), in this width and the two below
+    FREQUENCIES_16 = 3
+    FREQUENCIES_32 = 4
+
+
+def _compiled() -> ModuleType | None:
+    if os.environ.get("RETRIEVERS_KERNELS") == "numpy":
+        return None
+    try:
+        return importlib.import_module("retrievers.indexes._kernels")
+    except ImportError:
+        return None
+
+
+_module = _compiled()
+_chosen: Any = _inverted_numpy if _module is None else _module
+
+inverted_search: Callable[..., None] = _chosen.inverted_search
+"""The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
+
+inverted_count: Callable[..., None] = _chosen.inverted_count
+"""How many postings of each block are in a bitmap; see :func:`retrievers.indexes._inverted_numpy.inverted_count`."""
+
+
+def compiled() -> bool:
+    """Whether the compiled kernels are in use."""
+    return _module is not None

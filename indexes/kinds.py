@@ -1,0 +1,66 @@
+"""Which kinds of index there are, which vectors each takes, and the check of their specifications."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retrievers.errors import SpecError
+from retrievers.indexes.approximate import ApproximateIndex
+from retrievers.indexes.dense import FlatIndex
+from retrievers.indexes.maxsim import MaxSimIndex
+from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.specs import Spec
+from retrievers.vectors import KINDS, Kind
+
+INVERTED: Mapping[str, Mapping[str, Parameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
+"""The parameters of an index of sparse vectors; that of a lexical encoder, which holds frequencies, takes none."""
+
+PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, Parameter]]] = {
+    "dense": {**FlatIndex.PARAMETERS, **ApproximateIndex.PARAMETERS},
+    "sparse": INVERTED,
+    "lexical": {"inverted": {}},
+    "multi-vector": MaxSimIndex.PARAMETERS,
+}
+"""For each kind of encoder the indexes that take its vectors, the default first, and their parameters."""
+
+
+def parse_index_spec(text: str | Spec, kind: Kind) -> Spec:
+    """Read a specification such as ``"hnsw(m=32)"`` for the vectors of an encoder of ``kind``; nothing is filled in.
+
+    Raises SpecError, which tells what there is, for an index that does not take such vectors, a parameter that it does
+    not have, and a value that this does not take.
+    """
+    spec = text if isinstance(text, Spec) else Spec.parse(text)
+    known = _known(kind)
+    if spec.name not in known:
+        owners = [other for other in KINDS if spec.name in PARAMETERS[other]]
+        what = (
+            f"{spec.name} takes vectors of {' and '.join(owners)} encoders" if owners else f"there is no {spec.name!r}"
+        )
+        raise SpecError(f"{spec}: {what}; the indexes for {kind} vectors are {', '.join(known)}")
+    check_parameters(spec, known)
+    return spec
+
+
+def default_index(kind: Kind) -> Spec:
+    """The exact index for the vectors of an encoder of ``kind``."""
+    return Spec(next(iter(_known(kind))))
+
+
+def index_class(spec: Spec, kind: Kind) -> type[Any]:
+    """The class, an implementation of :class:`retrievers.indexes.protocol.Index`, behind a specification."""
+    parse_index_spec(spec, kind)
+    if kind == "dense":
+        return FlatIndex if spec.name in FlatIndex.PARAMETERS else ApproximateIndex
+    if kind == "multi-vector":
+        return MaxSimIndex
+    from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
+
+    return InvertedIndex if kind == "sparse" else LexicalIndex
+
+
+def _known(kind: Kind) -> Mapping[str, Mapping[str, Parameter]]:
+    if kind not in PARAMETERS:
+        raise SpecError(f"{kind!r} is no kind of encoder: there are {', '.join(KINDS)}")
+    return PARAMETERS[kind]

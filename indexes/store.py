@@ -1,0 +1,178 @@
+"""Texts, ids and metadata of a segment, in one SQLite file that is written once and then only read."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from retrievers.columns import Column, build_columns
+from retrievers.documents import Document, stored_document
+from retrievers.errors import IndexDamagedError
+
+NAME = "documents.sqlite"
+
+_BATCH = 500  # variables of one statement; SQLite's own limit is higher on every build since 2020
+_PAGE = 8192  # bytes; fewer, fuller pages than the default of 4096: 7% smaller and a little quicker to read
+_SCHEMA = """
+CREATE TABLE documents (
+    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL,
+    ordinal INTEGER NOT NULL, place TEXT NOT NULL
+);
+CREATE TABLE columns (field TEXT PRIMARY KEY, "values" TEXT NOT NULL, codes BLOB NOT NULL);
+"""
+
+
+class Entry(NamedTuple):
+    """A document with its origin: its number in the input it came with (from 1), and that place in words."""
+
+    ordinal: int
+    place: str
+    document: Document
+
+
+class Known(NamedTuple):
+    """What a store answers of an id that it holds."""
+
+    row: int
+    ordinal: int
+    place: str
+
+
+def write_store(folder: Path, entries: Iterable[Entry]) -> None:
+    """Write the documents of a segment, in the order of their rows."""
+    metadata: list[Any] = []
+
+    def lines() -> Iterator[tuple[int, str, str, str, str, int, str]]:
+        for row, (ordinal, place, document) in enumerate(entries):
+            metadata.append(document.metadata)
+            packed = json.dumps(document.metadata, ensure_ascii=False) if document.metadata else ""
+            yield row, document.id, document.title, document.text, packed, ordinal, place
+
+    with closing(sqlite3.connect(folder / NAME, isolation_level=None)) as connection:
+        # The file is brought to disk by whoever seals the folder; a journal would only be written in vain.
+        connection.execute(f"PRAGMA page_size = {_PAGE}")
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.executescript(_SCHEMA)
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", lines())
+        for field, column in sorted(build_columns(metadata).items()):
+            connection.execute("INSERT INTO columns VALUES (?, ?, ?)", (field, *column.dump()))
+        connection.execute("COMMIT")
+
+
+class DocumentStore:
+    """Reads the documents of a segment; safe to share between threads.
+
+    SQLite finds most damage by itself; whatever it reports, and whatever does not fit, becomes an IndexDamagedError.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._path = folder / NAME
+        self._size = size
+        self._lock = threading.Lock()
+        self._columns: dict[str, Column | None] = {}
+        if not self._path.is_file():
+            raise IndexDamagedError(f"{self._path} is missing")
+        self._connection = sqlite3.connect(
+            f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            self._query("PRAGMA trusted_schema = OFF", ())
+            self._query(f"PRAGMA mmap_size = {self._path.stat().st_size}", ())
+            found = self._query("SELECT max(row) FROM documents", ())
+            if found != [(size - 1 if size else None,)]:
+                raise IndexDamagedError(f"{self._path} does not hold the {size} documents of its segment")
+        except IndexDamagedError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def documents(self, rows: Sequence[int]) -> dict[int, Document]:
+        """The documents of these rows, by row."""
+        found: dict[int, Document] = {}
+        select = "SELECT row, id, text, title, metadata FROM documents WHERE row IN "
+        for row, id_, text, title, metadata in self._select(select, rows):
+            # The usual case, in line: batches of queries ask for thousands.
+            if not metadata and type(id_) is type(text) is type(title) is str:
+                found[row] = stored_document(id_, text, title, {})
+            else:
+                found[row] = self._document(row, id_, text, title, metadata)
+        if len(found) < len(rows):
+            missing = [row for row in rows if row not in found]
+            raise IndexDamagedError(f"{self._path} lacks row {missing[0]}: run `retrievers index verify`")
+        return found
+
+    def ids(self, rows: Sequence[int]) -> dict[int, str]:
+        """The document ids of these rows, by row."""
+        return dict(self._select("SELECT row, id FROM documents WHERE row IN ", rows))
+
+    def find(self, ids: Sequence[str]) -> dict[str, Known]:
+        """Row and origin of each of these ids that is here, deleted or not."""
+        select = "SELECT id, row, ordinal, place FROM documents WHERE id IN "
+        return {found[0]: Known(*found[1:]) for found in self._select(select, ids)}
+
+    def entries(self) -> Iterator[tuple[int, Entry]]:
+        """All rows with their documents, in order, without holding them all."""
+        select = "SELECT row, id, text, title, metadata, ordinal, place FROM documents WHERE row >= ? ORDER BY row LIMIT 1000"
+        start = 0
+        while start < self._size:
+            batch = self._query(select, (start,))
+            if not batch:
+                raise IndexDamagedError(f"{self._path} lacks row {start}: run `retrievers index verify`")
+            for row, id_, text, title, metadata, ordinal, place in batch:
+                yield row, Entry(ordinal, place, self._document(row, id_, text, title, metadata))
+            start = batch[-1][0] + 1
+
+    def column(self, field: str) -> Column | None:
+        """The values of a metadata field; None where no document of the segment has it."""
+        if field not in self._columns:
+            found = self._query('SELECT "values", codes FROM columns WHERE field = ?', (field,))
+            self._columns[field] = self._load_column(*found[0]) if found else None
+        return self._columns[field]
+
+    def _load_column(self, values: Any, codes: Any) -> Column:
+        try:
+            return Column.load(values, codes, self._size)
+        except IndexDamagedError as error:
+            raise IndexDamagedError(f"{self._path}: {error}") from error
+
+    def fields(self) -> list[str]:
+        """The metadata fields of the segment's documents, sorted."""
+        return [found[0] for found in self._query("SELECT field FROM columns ORDER BY field", ())]
+
+    def _document(self, row: int, id_: Any, text: Any, title: Any, metadata: Any) -> Document:
+        try:
+            if isinstance(id_, str) and isinstance(text, str) and isinstance(title, str):
+                return stored_document(id_, text, title, json.loads(metadata) if metadata else {})
+        except (json.JSONDecodeError, TypeError, RecursionError):
+            pass
+        raise IndexDamagedError(f"{self._path} holds no document in row {row}: run `retrievers index verify`")
+
+    def _select(self, select: str, keys: Sequence[Any]) -> Iterator[Any]:
+        return chain.from_iterable(
+            self._query(f"{select}({','.join('?' * len(batch))})", batch)
+            for batch in (tuple(keys[start : start + _BATCH]) for start in range(0, len(keys), _BATCH))
+        )
+
+    def _query(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        try:
+            with self._lock:
+                return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise IndexDamagedError(
+                f"{self._path} cannot be read ({error}): run `retrievers index verify`, and restore it or build again"
+            ) from error

@@ -1,0 +1,72 @@
+"""Small retrievers, the indexes they need, and one search call.
+
+>>> from retrievers import Retriever, Document
+>>> retriever = Retriever.build("idx", [Document("a", "undo the last commit")])
+>>> retriever.search("undo a commit", k=5)
+
+Names are loaded when they are first used: importing this package imports none of its dependencies.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrievers.documents import Document as Document
+    from retrievers.documents import Hit as Hit
+    from retrievers.encoders import Encoder as Encoder
+    from retrievers.encoders import load_encoder as load_encoder
+    from retrievers.encoders.dense import DenseEncoder as DenseEncoder
+    from retrievers.encoders.lexical import LexicalEncoder as LexicalEncoder
+    from retrievers.encoders.multi_vector import MultiVectorEncoder as MultiVectorEncoder
+    from retrievers.encoders.sparse import SparseEncoder as SparseEncoder
+    from retrievers.errors import RetrieversError as RetrieversError
+    from retrievers.explanations import Contribution as Contribution
+    from retrievers.explanations import Explanation as Explanation
+    from retrievers.indexes.verification import verify as verify
+    from retrievers.readers import read_beir as read_beir
+    from retrievers.readers import read_csv as read_csv
+    from retrievers.readers import read_documents as read_documents
+    from retrievers.readers import read_folder as read_folder
+    from retrievers.readers import read_jsonl as read_jsonl
+    from retrievers.retriever import Retriever as Retriever
+    from retrievers.vectors import TokenVectors as TokenVectors
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Contribution": "explanations",
+    "DenseEncoder": "encoders.dense",
+    "Document": "documents",
+    "Encoder": "encoders",
+    "Explanation": "explanations",
+    "Hit": "documents",
+    "LexicalEncoder": "encoders.lexical",
+    "MultiVectorEncoder": "encoders.multi_vector",
+    "Retriever": "retriever",
+    "RetrieversError": "errors",
+    "SparseEncoder": "encoders.sparse",
+    "TokenVectors": "vectors",
+    "load_encoder": "encoders",
+    "read_beir": "readers",
+    "read_csv": "readers",
+    "read_documents": "readers",
+    "read_folder": "readers",
+    "read_jsonl": "readers",
+    "verify": "indexes.verification",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

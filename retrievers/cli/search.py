@@ -1,0 +1,137 @@
+"""``retrievers search``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrievers.cli import options
+from retrievers.cli.failures import warn_unfinished
+from retrievers.cli.progress import Meter
+
+if TYPE_CHECKING:
+    from retrievers.cli.hits import Printer
+    from retrievers.cli.queries import Query
+
+_BATCH = 256  # queries that are encoded and searched at once
+
+
+class Format(StrEnum):
+    """What a search prints."""
+
+    text = "text"
+    json = "json"
+    trec = "trec"
+
+
+def search(
+    index: options.Index,
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUERY", help="The queries, each in quotes.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits a query.")] = 10,
+    filter: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Search only among the documents that a filter permits.")
+    ] = None,
+    format: Annotated[
+        Format, typer.Option(help="text for people, json (one object a line), trec (a run).")
+    ] = Format.text,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read queries from BEIR's queries.jsonl(.gz), a .tsv (id, tab, query), or a file of one query a line; "
+            "- for standard input.",
+        ),
+    ] = None,
+    run_tag: Annotated[str, typer.Option(metavar="NAME", help="The last column of a trec run.")] = "retrievers",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each score is made of.")] = False,
+) -> None:
+    """Search an index.
+
+    \b
+    Examples:
+      retrievers search idx 'how to undo a commit' -k 5
+      retrievers search idx 'rivers' --filter '{"field": "year", "operator": ">=", "value": 2020}'
+      retrievers search idx --queries queries.jsonl --format trec > run.trec
+    """
+    if bool(query) == (queries is not None):
+        raise typer.BadParameter("give a query in quotes, or --queries FILE, and not both", param_hint="QUERY")
+    if explain and format is Format.trec:
+        raise typer.BadParameter("a trec run has no room for explanations", param_hint="--explain")
+    if not run_tag or any(character.isspace() for character in run_tag):
+        raise typer.BadParameter(f"{run_tag!r} must be a word without white space", param_hint="--run-tag")
+    condition = None if filter is None else _parse_filter(filter)
+    wanted = _queries(query, queries)
+
+    from retrievers.cli.queries import batches
+    from retrievers.retriever import Retriever
+
+    with Retriever.open(index, device=device, dtype=dtype) as retriever:
+        if not retriever.complete:
+            warn_unfinished(index, len(retriever))
+        show = _printer(format, run_tag, headings=queries is not None or len(query or ()) > 1)
+        # A person who types queries wants each one's answer before the next, and is not kept waiting.
+        typed = queries == "-" and sys.stdin.isatty()
+        bar = queries is not None and not sys.stdout.isatty()
+        done = 0
+        with nullcontext() if typed else Meter("searching", "queries", bar=bar) as meter:
+            for batch in batches(wanted, 1 if typed else _BATCH):
+                for one, hits in zip(
+                    batch, retriever.search([q.text for q in batch], k, filter=condition), strict=True
+                ):
+                    parts = [retriever.explain(one.text, hit.id).contributions for hit in hits] if explain else None
+                    show(one, hits, parts)
+                sys.stdout.flush()
+                done += len(batch)
+                if meter is not None:
+                    meter(done)
+
+
+def _parse_filter(text: str) -> dict[str, Any]:
+    import json
+
+    from retrievers.errors import FilterError
+    from retrievers.filters import parse_filter
+
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict):
+            parse_filter(value)
+    except json.JSONDecodeError as error:
+        place = f"at character {error.pos + 1}: ...{text[max(0, error.pos - 10) : error.pos + 10]}..."
+        raise typer.BadParameter(f"not JSON ({error.msg} {place})", param_hint="--filter") from None
+    except RecursionError:
+        raise typer.BadParameter("nested too deeply", param_hint="--filter") from None
+    except FilterError as error:
+        raise typer.BadParameter(str(error), param_hint="--filter") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"a filter is a JSON object, got {text!r:.80}", param_hint="--filter")
+    return value
+
+
+def _queries(texts: list[str] | None, source: str | None) -> Iterator[Query]:
+    from retrievers.cli.queries import numbered, read_queries
+
+    for text in texts or ():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise typer.BadParameter(f"{text!r:.80} is not UTF-8", param_hint="QUERY") from None
+    return numbered(texts or ()) if source is None else read_queries(source)
+
+
+def _printer(format: Format, tag: str, *, headings: bool) -> Printer:
+    from retrievers.cli import hits
+
+    if format is Format.json:
+        return hits.print_json
+    return hits.TrecPrinter(tag) if format is Format.trec else hits.TextPrinter(headings=headings)

@@ -1,0 +1,157 @@
+"""Encoders turn texts into vectors: lexical (BM25), dense, multi-vector and sparse.
+
+Any object with the four members of :class:`Encoder` can build an index. The ones defined here can also be found again when
+the index is opened: :func:`load_encoder` reads what a user writes (``"bm25"``, a path, a hub name), and
+:func:`open_encoder` what an index has stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from retrievers.bm25 import Bm25
+from retrievers.errors import EncoderError, EncoderMismatchError, SpecError
+from retrievers.specs import Spec
+from retrievers.vectors import KINDS, Kind, Vectors
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What an index asks of an encoder."""
+
+    @property
+    def kind(self) -> Kind:
+        """``"dense"``, ``"sparse"``, ``"multi-vector"`` or ``"lexical"``."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that its vectors depend on; equal fingerprints promise equal vectors."""
+        ...
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """The vectors of queries, in the order of ``texts`` (see :mod:`retrievers.vectors`)."""
+        ...
+
+    def encode_document(self, texts: Sequence[str]) -> Vectors:
+        """The vectors of documents, in the order of ``texts``."""
+        ...
+
+
+def load_encoder(
+    spec: str | Path | Encoder,
+    *,
+    device: str | None = None,
+    batch_size: int = 32,
+    dtype: str | None = None,
+) -> Encoder:
+    """The encoder that a user names.
+
+    ``spec`` is ``"bm25"`` (with options: ``"bm25(language=german, k1=0.9)"``), a folder or the hub name of a
+    sentence-transformers model of any of the three kinds, or an encoder, which is returned as it is. ``device``,
+    ``batch_size`` and ``dtype`` are for models.
+
+    Raises SpecError for bad options, ModelNotFoundError and EncoderError for what is no model.
+    """
+    if not isinstance(spec, str | Path):
+        return check_encoder(spec)
+    if isinstance(spec, str) and (parsed := _lexical_spec(spec)) is not None:
+        from retrievers.encoders.lexical import LexicalEncoder
+
+        return LexicalEncoder.from_spec(parsed)
+    from retrievers.encoders.model import load_model_encoder
+
+    return load_model_encoder(spec, device=device, batch_size=batch_size, dtype=dtype)
+
+
+def _lexical_spec(text: str) -> Spec | None:
+    """The options of ``bm25(...)``, or None where the text names something else (a hub name holds a slash or dash)."""
+    try:
+        spec = Spec.parse(text)
+    except SpecError:
+        if text.strip().startswith("bm25("):
+            raise
+        return None
+    return spec if spec.name == "bm25" else None
+
+
+def check_encoder(encoder: object) -> Encoder:
+    """Refuse an object that lacks a member of :class:`Encoder`, naming it."""
+    missing = [
+        name for name in ("kind", "fingerprint", "encode_query", "encode_document") if not hasattr(encoder, name)
+    ]
+    if missing or not isinstance(encoder, Encoder):
+        raise EncoderError(
+            f"{type(encoder).__name__} is no encoder: it lacks {', '.join(missing)}. Pass 'bm25', a path, a hub name, "
+            "or an object with kind, fingerprint, encode_query and encode_document"
+        )
+    if encoder.kind not in KINDS:
+        raise EncoderError(f"{type(encoder).__name__} has kind {encoder.kind!r}; the kinds are {', '.join(KINDS)}")
+    return encoder
+
+
+def store_encoder(encoder: Encoder, folder: Path) -> dict[str, Any]:
+    """Write what querying needs into ``folder`` and return the JSON object that :func:`open_encoder` reads.
+
+    An encoder of the user's own has no ``reference``: it is stored by kind and fingerprint alone, and must be passed
+    again when the index is opened.
+    """
+    reference = getattr(encoder, "reference", None)
+    stored = {**identity(encoder), "reference": None if reference is None else reference()}
+    save = getattr(encoder, "save_query_side", None)
+    if save is not None:
+        save(folder)
+    return stored
+
+
+def open_encoder(
+    stored: dict[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
+) -> Encoder:
+    """The encoder that an index was built with.
+
+    Raises EncoderError where it was an object of the user's own, EncoderMismatchError where the model at the stored place
+    is another one by now, and what loading the model raises.
+    """
+    reference = stored["reference"]
+    if reference is None:
+        raise EncoderError(
+            "this index was built with an encoder object of your own: open it with Retriever.open(path, encoder=...)"
+        )
+    if stored["kind"] == "lexical":
+        from retrievers.encoders.lexical import LexicalEncoder
+
+        encoder: Encoder = LexicalEncoder.from_reference(reference)
+    else:
+        from retrievers.encoders.model import open_neural
+
+        encoder = open_neural(reference, folder, device=device, dtype=dtype)
+    check_same(encoder, stored)
+    return encoder
+
+
+def identity(encoder: Encoder) -> dict[str, Any]:
+    """What must be equal for two encoders to be one: kind, fingerprint and, for a lexical one, how its terms are weighed."""
+    found: dict[str, Any] = {"kind": encoder.kind, "fingerprint": encoder.fingerprint}
+    if encoder.kind == "lexical":
+        bm25 = getattr(encoder, "bm25", None) or Bm25()
+        found["bm25"] = {"k1": bm25.k1, "b": bm25.b}
+    return found
+
+
+def check_same(encoder: Encoder, stored: dict[str, Any]) -> None:
+    """Refuse an encoder that is not the one an index was built with."""
+    ours, theirs = identity(encoder), {key: value for key, value in stored.items() if key != "reference"}
+    if ours != theirs:
+        raise EncoderMismatchError(
+            f"the index was built with an encoder of {_print(theirs)}, and this one is of {_print(ours)}: its scores would "
+            "mean nothing. Pass the encoder that built the index, or build the index again"
+        )
+
+
+def _print(identity: dict[str, Any]) -> str:
+    parts = [f"kind {identity['kind']}", f"fingerprint {identity['fingerprint'][:12]}"]
+    if "bm25" in identity:
+        parts.append("k1={k1}, b={b}".format(**identity["bm25"]))
+    return ", ".join(parts)

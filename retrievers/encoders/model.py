@@ -1,0 +1,397 @@
+"""What the neural encoders share: a sentence-transformers model, its fingerprint, and batches cut by length."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrievers.encoders import checkpoints
+from retrievers.encoders.checkpoints import NeuralKind, require_neural
+from retrievers.encoders.texts import check_texts
+from retrievers.errors import EncoderError, IndexDamagedError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from retrievers.encoders.dense import DenseEncoder
+    from retrievers.encoders.multi_vector import MultiVectorEncoder
+    from retrievers.encoders.sparse import SparseEncoder
+
+Task = Literal["query", "document"]
+
+CLASS_NAMES: dict[NeuralKind, str] = {
+    "dense": "DenseEncoder",
+    "sparse": "SparseEncoder",
+    "multi-vector": "MultiVectorEncoder",
+}
+MODEL_FOLDER = "model"
+_PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+# Measured on one core with models of 4 and 23 million parameters: a batch whose activations fit the cache is fastest.
+# A sparse model's logits take 4 bytes times the vocabulary for every token of a batch.
+_CPU_TOKENS: dict[NeuralKind, int] = {"dense": 1024, "multi-vector": 1024, "sparse": 512}
+_ACCELERATOR_TOKENS: dict[NeuralKind, int] = {"dense": 16384, "multi-vector": 16384, "sparse": 4096}
+_DTYPES = ("float32", "bfloat16", "float16")
+_NO_LIMIT = 1_000_000  # tokenizers without a limit say 10^30
+
+
+class NeuralModel:
+    """A sentence-transformers model with what indexing needs of it.
+
+    ``source`` is a folder, a name on the hub, or the sentence-transformers object, which is used as it is (and moved
+    where ``device`` or ``dtype`` is given). Encoding may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        kind: NeuralKind,
+        *,
+        device: str | None,
+        batch_size: int,
+        dtype: str | None,
+        max_batch_tokens: int | None,
+        revision: str | None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_batch_tokens", max_batch_tokens)):
+            if value is not None and value < 1:
+                raise EncoderError(f"{name} is {value}: it must be 1 or more")
+        if dtype is not None and dtype not in _DTYPES:
+            raise EncoderError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}")
+        self.kind = kind
+        self.batch_size = batch_size
+        self.location: str | None = None
+        self.revision = revision
+        self._dtype = dtype
+        self._converted = False
+        self._fingerprint: str | None = None
+        self._lock = threading.RLock()
+        if isinstance(source, str | Path):
+            self.model = self._load(source, device)
+        else:
+            self.model = _accept(source, kind)
+            if device is not None:
+                self.model.to(device)
+        self._check_routes()
+        self.model.eval()
+        budgets = _CPU_TOKENS if self.model.device.type == "cpu" else _ACCELERATOR_TOKENS
+        self.max_batch_tokens = budgets[kind] if max_batch_tokens is None else max_batch_tokens
+
+    def _load(self, source: str | Path, device: str | None) -> Any:
+        checkpoint = checkpoints.find(source, revision=self.revision)
+        refuse_other_kind(checkpoint, self.kind, self.revision)
+        model = load(checkpoint.location, self.kind, device=device, revision=self.revision)
+        self.location = str(Path(checkpoint.location).resolve()) if checkpoint.local else checkpoint.location
+        if not checkpoint.local and self.revision is None:
+            self.revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+        return model
+
+    def _check_routes(self) -> None:
+        """A model with a route for each side must have both: no side may quietly be served by the other's route."""
+        if not hasattr(self.model[0], "sub_modules"):
+            return
+        for task in _PROMPT_NAMES:
+            try:
+                self.model.preprocess(["a"], task=task)
+            except ValueError as error:
+                raise EncoderError(f"the model has no route for a {task}: {error}") from error
+
+    def apply_dtype(self) -> None:
+        """Convert the weights to the type asked for, after taking the fingerprint, which is that of the checkpoint."""
+        if self._dtype is None:
+            return
+        import torch
+
+        _ = self.fingerprint
+        wanted = getattr(torch, self._dtype)
+        self._converted = any(weight.dtype != wanted for weight in self.model.parameters())
+        self.model.to(wanted)
+
+    @property
+    def fingerprint(self) -> str:
+        """Taken once, when first asked for."""
+        from retrievers.encoders.fingerprint import fingerprint
+
+        with self._lock:
+            if self._fingerprint is None:
+                self._fingerprint = fingerprint(self.model, self.kind)
+            return self._fingerprint
+
+    def reference(self) -> dict[str, Any]:
+        """How to find the model again; ``model`` is None for an object, which :meth:`store` writes out."""
+        return {
+            "kind": self.kind,
+            "model": self.location,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+        }
+
+    def store(self, folder: Path) -> None:
+        """Write the model itself below ``folder``, if there is no other place to find it again."""
+        if self.location is None:
+            save(self.model, folder / MODEL_FOLDER)
+
+    def save(self, folder: str | Path) -> None:
+        """Save as a sentence-transformers folder, to which :meth:`reference` points from then on."""
+        if self._converted:
+            raise EncoderError(f"the weights were converted to {self._dtype}: load the model without dtype to save it")
+        save(self.model, Path(folder))
+        self.location, self.revision = str(Path(folder).resolve()), None
+
+    def prompt(self, task: Task) -> str | None:
+        """What goes before every text of this side, by the rule of sentence-transformers' own ``encode_query``."""
+        prompts: Mapping[str, str] = self.model.prompts
+        for name in _PROMPT_NAMES[task]:
+            if name in prompts:
+                return prompts[name]
+        return None if self.model.default_prompt_name is None else prompts.get(self.model.default_prompt_name)
+
+    def preprocess(self, texts: list[str], task: Task) -> dict[str, Any]:
+        """The features of a batch, on the model's device."""
+        from sentence_transformers.util import batch_to_device
+
+        with self._lock:  # a tokenizer's truncation and padding are set anew at each call, which no other may see
+            features = self.model.preprocess(texts, prompt=self.prompt(task), task=task)
+        moved: dict[str, Any] = batch_to_device(features, self.model.device)
+        return moved
+
+    def run(
+        self, texts: Sequence[str], task: Task, **options: Any
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+        """The model's outputs batch by batch, long texts first, with the positions of a batch's texts in ``texts``."""
+        import torch
+
+        checked = check_texts(texts)
+        if self.model.training:
+            self.model.eval()
+        for positions in self._batches(checked, task):
+            features = self.preprocess([checked[position] for position in positions], task)
+            with torch.inference_mode():
+                features = self.model(features, task=task, **options)
+            yield positions, features
+
+    def _batches(self, texts: list[str], task: Task) -> Iterator[NDArray[np.int64]]:
+        if len(texts) == 1:
+            yield np.zeros(1, np.int64)
+            return
+        lengths = self._lengths(texts, task)
+        order = np.argsort(-lengths, kind="stable").astype(np.int64)
+        start = 0
+        while start < len(order):
+            fitting = self.max_batch_tokens // max(1, int(lengths[order[start]]))
+            end = start + max(1, min(self.batch_size, fitting))
+            yield order[start:end]
+            start = end
+
+    def _lengths(self, texts: list[str], task: Task) -> NDArray[np.int64]:
+        """How many tokens each text takes, int64 ``[n]``: exact for tokenizers of transformers, else guessed."""
+        if not texts:
+            return np.zeros(0, np.int64)
+        module = self.input_module(task)
+        tokenizer: Any = getattr(module, "tokenizer", None)
+        if not hasattr(tokenizer, "model_max_length"):
+            return np.array([1 + len(text) // 4 for text in texts], dtype=np.int64)
+        prompt = self.prompt(task) or ""
+        limit = self.max_length(task)
+        with self._lock:
+            tokens = tokenizer(
+                [prompt + text for text in texts],
+                padding=False,
+                truncation=limit is not None,
+                max_length=limit,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+        lengths = np.array([len(row) for row in tokens], dtype=np.int64)
+        expansion = getattr(module, "query_expansion", None) if task == "query" else None
+        return lengths if expansion is None else np.maximum(lengths, expansion["length"])
+
+    def max_length(self, task: Task) -> int | None:
+        """The number of tokens, special ones included, at which a text of this side is cut; None for no limit."""
+        module = self.input_module(task)
+        expansion = getattr(module, "query_expansion", None) if task == "query" else None
+        if expansion is not None and expansion["strategy"] == "fixed":
+            return int(expansion["length"])
+        limit = getattr(module, f"{task}_length", None) or getattr(module, "max_seq_length", None)
+        return None if limit is None or limit > _NO_LIMIT else int(limit)
+
+    def input_module(self, task: Task) -> Any:
+        """The module that reads the texts of this side."""
+        first = self.model[0]
+        if not hasattr(first, "sub_modules"):
+            return first
+        routes = first.sub_modules
+        return (routes[task] if task in routes else next(iter(routes.values())))[0]
+
+
+def refuse_other_kind(checkpoint: checkpoints.Checkpoint, kind: NeuralKind, revision: str | None = None) -> None:
+    """Raises EncoderError where the checkpoint is of another kind, which sentence-transformers would convert.
+
+    A conversion puts new, random layers on top: what comes out is no retriever until it is trained.
+    """
+    found = checkpoint.kind
+    if found == kind:
+        return
+    place = checkpoint.location
+    if found != "backbone":
+        raise EncoderError(
+            f"{place} was saved as a {found} encoder: load it with {CLASS_NAMES[found]}. As a {kind} encoder it would "
+            "need new layers, which give nothing of use before training"
+        )
+    if kind == "multi-vector":
+        raise EncoderError(
+            f"{place} is a plain masked-language model: as a multi-vector encoder it would get a random projection. "
+            "Build a sentence_transformers.MultiVectorEncoder from it, train that, and pass it"
+        )
+    if kind == "sparse":
+        from retrievers.encoders.inference_free import require_head
+
+        require_head(place, revision=revision)
+
+
+def load(location: str, kind: NeuralKind, *, device: str | None, revision: str | None = None) -> Any:
+    """The sentence-transformers model at ``location``; raises EncoderError where it cannot be loaded."""
+    require_neural()
+    import sentence_transformers
+    import torch
+    from safetensors import SafetensorError
+
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise EncoderError(f"device {device!r} is not there: torch {torch.__version__} finds no GPU; leave device out")
+    types = {
+        "dense": sentence_transformers.SentenceTransformer,
+        "sparse": sentence_transformers.SparseEncoder,
+        "multi-vector": sentence_transformers.MultiVectorEncoder,
+    }
+    try:
+        with quiet():
+            return types[kind](location, device=device, revision=revision)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise EncoderError(
+            f"{location} cannot be loaded as a {kind} encoder: {type(error).__name__}: {error}"
+        ) from error
+
+
+def save(model: Any, folder: Path) -> None:
+    """Save a sentence-transformers model in the library's own format, without a model card."""
+    with quiet():
+        model.save(str(folder), create_model_card=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars that transformers draws while it loads and saves weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _accept(source: Any, kind: NeuralKind) -> Any:
+    require_neural()
+    import sentence_transformers
+
+    types: dict[str, NeuralKind] = {
+        "SentenceTransformer": "dense",
+        "SparseEncoder": "sparse",
+        "MultiVectorEncoder": "multi-vector",
+    }
+    for name, found in types.items():
+        if isinstance(source, getattr(sentence_transformers, name)):
+            if found != kind:
+                raise EncoderError(f"a sentence_transformers.{name} is a {found} encoder: use {CLASS_NAMES[found]}")
+            return source
+    if isinstance(source, sentence_transformers.CrossEncoder):
+        raise EncoderError("a cross-encoder scores a query and a document together and gives no vectors to index")
+    raise EncoderError(
+        f"expected a folder, a name on the hub or a sentence-transformers model, got {type(source).__name__}"
+    )
+
+
+def load_model_encoder(
+    spec: str | Path, *, device: str | None = None, batch_size: int = 32, dtype: str | None = None
+) -> DenseEncoder | SparseEncoder | MultiVectorEncoder:
+    """The encoder saved at ``spec``, a folder or a name on the hub; its kind comes from its saved configuration.
+
+    Raises ModelNotFoundError where there is none, EncoderError where it is no encoder, or a plain masked-language
+    model, which fits several kinds; MissingDependencyError where sentence-transformers is not installed.
+    """
+    require_neural()
+    checkpoint = checkpoints.find(spec)
+    if checkpoint.kind == "backbone":
+        raise EncoderError(
+            f"{spec} is a plain masked-language model, which could become any kind of encoder. Choose one from "
+            f"retrievers.encoders: SparseEncoder({str(spec)!r}) for a SPLADE checkpoint; "
+            f"SparseEncoder.inference_free({str(spec)!r}, corpus) for queries without a model; "
+            f"DenseEncoder({str(spec)!r}) for mean pooling"
+        )
+    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(checkpoint.kind)(
+        spec, device=device, batch_size=batch_size, dtype=dtype
+    )
+    return encoder
+
+
+def open_neural(
+    reference: Mapping[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
+) -> DenseEncoder | SparseEncoder | MultiVectorEncoder:
+    """The encoder that ``reference()`` described and ``save_query_side(folder)`` stored.
+
+    An inference-free sparse encoder opens without torch, and loads its document model when a document is encoded.
+    Raises ModelNotFoundError where the model is no longer where it was, IndexDamagedError for a broken reference.
+    """
+    kind = reference.get("kind")
+    if kind not in CLASS_NAMES:
+        raise IndexDamagedError(f"the encoder's reference names the kind {kind!r}, not one of {', '.join(CLASS_NAMES)}")
+    if reference.get("table"):
+        from retrievers.encoders.sparse import SparseEncoder
+
+        return SparseEncoder.open_stored(reference, folder, device=device, dtype=dtype)
+    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(kind)(
+        source_of(reference, folder), device=device, dtype=dtype, revision=reference.get("revision")
+    )
+    if reference.get("model") is None:
+        encoder.neural.location = None  # its files belong to the index, which may be moved as a whole
+    return encoder
+
+
+def source_of(reference: Mapping[str, Any], folder: Path) -> str | Path:
+    """Where the model of a reference is: a folder, or a name on the hub."""
+    model = reference.get("model")
+    if model is None:
+        source: str | Path = folder / MODEL_FOLDER
+    elif isinstance(model, str):
+        source = Path(model) if Path(model).is_absolute() else model
+    else:
+        raise IndexDamagedError(f"the encoder's reference names the model {model!r}, which is no path and no name")
+    if isinstance(source, Path) and not source.is_dir():
+        raise ModelNotFoundError(
+            f"the model that the index was built with is no longer at {source}: put it back, or pass the encoder to "
+            "Retriever.open(..., encoder=...)"
+        )
+    return source
+
+
+def _encoder_class(kind: Any) -> Any:
+    from retrievers.encoders.dense import DenseEncoder
+    from retrievers.encoders.multi_vector import MultiVectorEncoder
+    from retrievers.encoders.sparse import SparseEncoder
+
+    return {"dense": DenseEncoder, "sparse": SparseEncoder, "multi-vector": MultiVectorEncoder}[kind]

@@ -1,0 +1,290 @@
+"""The retriever: an index on disk and its encoder behind one search call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+
+from retrievers.conditions import Filter, parse_filter
+from retrievers.documents import Document, Hit, found_hit
+from retrievers.encoders import Encoder, check_encoder, check_same, load_encoder, open_encoder
+from retrievers.errors import IndexClosedError, QueryError, UnknownIdError, VectorError
+from retrievers.explanations import Explanation, explain
+from retrievers.indexes import bitmaps
+from retrievers.indexes.kinds import default_index, parse_index_spec
+from retrievers.indexes.manifest import ENCODER
+from retrievers.indexes.snapshot import Snapshot
+from retrievers.specs import Spec
+from retrievers.vectors import Vectors, check, count, dimension
+from retrievers.writer import DEFAULT_MEMORY, Progress, Writer, check_memory
+
+
+class Retriever:
+    """Search over a collection, held in a directory.
+
+    A retriever answers from the commit that it opened, from any number of threads, until :meth:`refresh` or a change made
+    through it moves it forward. Build with :meth:`build`, open with :meth:`open`.
+    """
+
+    def __init__(self, root: Path, snapshot: Snapshot, encoder: Encoder | None) -> None:
+        self._root = root
+        self._snapshot: Snapshot | None = snapshot
+        self._encoder = encoder
+        self._device: str | None = None
+        self._dtype: str | None = None
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        documents: Iterable[Document],
+        *,
+        encoder: str | Path | Encoder = "bm25",
+        index: str | Spec | None = None,
+        memory: int = DEFAULT_MEMORY,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Index a collection into the directory ``path`` and open it.
+
+        ``documents`` is read once, as a stream. ``encoder`` is what :func:`retrievers.load_encoder` takes. ``index`` is a
+        specification such as ``"hnsw(m=32)"``; by default the exact kind that fits the encoder. ``memory`` bounds, in
+        bytes, what documents and vectors take while the index is built (the model comes on top). ``progress`` is
+        called with the number of documents done so far.
+
+        A build that was stopped goes on where it was when it is called again with the same documents: nothing is encoded
+        twice. Raises IndexExistsError where ``path`` holds a finished index or anything else, DuplicateIdError,
+        DocumentError, SpecError, BuildChangedError where a stopped build began with other documents or options.
+        """
+        root = Path(path)
+        check_memory(memory)
+        model = load_encoder(encoder)
+        spec = default_index(model.kind) if index is None else parse_index_spec(index, model.kind)
+        with Writer.begin_build(root, model, spec) as writer:
+            writer.build(documents, memory, progress)
+        return cls(root, Snapshot.open(root), model)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        encoder: Encoder | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Self:
+        """Open the index at ``path``.
+
+        The encoder that the index names is loaded when it is first needed, on ``device`` and in ``dtype``, and must have
+        the fingerprint that the index was built with. Pass ``encoder`` where it was an object of your own, or to share one
+        between indexes.
+
+        Raises IndexNotFoundError, IndexFormatError, IndexDamagedError (which name the file), EncoderMismatchError.
+        """
+        root = Path(path)
+        snapshot = Snapshot.open(root)
+        if encoder is not None:
+            check_same(check_encoder(encoder), snapshot.manifest.encoder)
+        retriever = cls(root, snapshot, encoder)
+        retriever._device, retriever._dtype = device, dtype
+        return retriever
+
+    @property
+    def path(self) -> Path:
+        """The directory of the index."""
+        return self._root
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded at the first use."""
+        if self._encoder is None:
+            stored = self._current.manifest.encoder
+            self._encoder = open_encoder(stored, self._root / ENCODER, device=self._device, dtype=self._dtype)
+        return self._encoder
+
+    @property
+    def index(self) -> Spec:
+        """The specification of the index."""
+        return self._current.spec
+
+    @property
+    def complete(self) -> bool:
+        """False where the build of this index was stopped and has not been continued."""
+        return self._current.manifest.complete
+
+    def __len__(self) -> int:
+        return self._current.manifest.documents
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and self._current.locate(id) is not None
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first overload wins
+        self, query: str, k: int = 10, *, filter: Mapping[str, Any] | None = None
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self, query: Sequence[str], k: int = 10, *, filter: Mapping[str, Any] | None = None
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self, query: str | Sequence[str], k: int = 10, *, filter: Mapping[str, Any] | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """The best ``k`` documents for a query, best first; for a sequence of queries, a list for each.
+
+        ``filter`` follows Haystack's grammar (see :mod:`retrievers.filters`) and is exact: the hits are the best documents
+        of those that it permits. Equal scores come in ascending order of ids. Fewer than ``k`` hits come back where fewer
+        documents are permitted, or, with lexical and sparse encoders, where fewer share a term with the query.
+
+        Raises QueryError, FilterError, FilterTypeError, IndexClosedError, IndexDamagedError.
+        """
+        snapshot = self._current
+        if isinstance(query, str):
+            texts: list[str] = [query]
+        else:
+            texts = list(query)
+            for number, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise QueryError(f"query {number} is a {type(text).__name__}, {text!r:.80}: queries are strings")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise QueryError(f"k is {k!r}: it must be a whole number of at least 1")
+        condition = None if filter is None else parse_filter(filter)
+        if not texts:
+            return []
+        vectors = self._encode_queries(snapshot, texts)
+        hits = _search(snapshot, vectors, int(k), condition)
+        return hits[0] if isinstance(query, str) else hits
+
+    def explain(self, query: str, id: str) -> Explanation:
+        """Why a document has its score for a query.
+
+        Lexical and sparse indexes tell the contribution of each term, multi-vector indexes the best token of the document
+        for each token of the query; the contributions sum to the score that :meth:`search` gives. Dense scores have
+        no parts. Raises UnknownIdError.
+        """
+        snapshot = self._current
+        place = snapshot.locate(id)
+        if place is None:
+            raise _unknown([id], self._root)
+        return explain(self.encoder, snapshot, self._encode_queries(snapshot, [query]), query, id, *place)
+
+    def get(self, id: str) -> Document:
+        """The document with this id. Raises UnknownIdError."""
+        snapshot = self._current
+        place = snapshot.locate(id)
+        if place is None:
+            raise _unknown([id], self._root)
+        number, row = place
+        return snapshot.segments[number].store.documents([row])[row]
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        memory: int = DEFAULT_MEMORY,
+        progress: Progress | None = None,
+    ) -> int:
+        """Add documents, all in one commit; returns how many. Afterwards this retriever sees them.
+
+        Raises DuplicateIdError where an id is in the index already (delete it first) or comes twice, DocumentError,
+        WriterLockedError while another writer is at work; then nothing is added.
+        """
+        encoder = self.encoder
+        with Writer.begin(self._root) as writer:
+            added = writer.add(encoder, documents, memory, progress)
+        self.refresh()
+        return added
+
+    def delete(self, ids: str | Iterable[str]) -> int:
+        """Delete documents by id, all in one commit; returns how many.
+
+        Raises UnknownIdError where an id is not in the index: then nothing is deleted.
+        """
+        wanted = [ids] if isinstance(ids, str) else list(ids)
+        with Writer.begin(self._root) as writer:
+            missing = writer.delete(wanted)
+        if missing:
+            raise _unknown(missing, self._root)
+        self.refresh()
+        return len(set(wanted))
+
+    def merge(self, *, memory: int = DEFAULT_MEMORY) -> int:
+        """Fold the segments into as few as ``memory`` (bytes) allows, without the deleted; returns how many are left.
+
+        Nothing is encoded again. Searches give what they gave before.
+        """
+        with Writer.begin(self._root) as writer:
+            left = writer.merge(memory)
+        self.refresh()
+        return left
+
+    def refresh(self) -> bool:
+        """Move to the newest commit; returns whether there was a newer one."""
+        current = self._current
+        newest = Snapshot.open(self._root, current)
+        self._snapshot = newest
+        return newest is not current
+
+    def close(self) -> None:
+        """Release the files. Any further call raises IndexClosedError."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._snapshot is None:
+            return f"Retriever({str(self._root)!r}, closed)"
+        manifest = self._snapshot.manifest
+        return f"Retriever({str(self._root)!r}, {manifest.documents} documents, {manifest.encoder['kind']}, {manifest.index})"
+
+    @property
+    def _current(self) -> Snapshot:
+        if self._snapshot is None:
+            raise IndexClosedError(f"the retriever of {self._root} is closed: open it again")
+        return self._snapshot
+
+    def _encode_queries(self, snapshot: Snapshot, texts: list[str]) -> Vectors:
+        encoder = self.encoder
+        vectors = encoder.encode_query(texts)
+        check(vectors, encoder.kind, len(texts))
+        wanted = snapshot.dimension
+        if wanted is not None and dimension(vectors) != wanted:
+            raise VectorError(
+                f"the encoder gave queries of {dimension(vectors)} dimensions, and the index holds {wanted}"
+            )
+        return snapshot.weigh(vectors)
+
+
+def _search(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | None) -> list[list[Hit]]:
+    n = count(queries)
+    found: list[tuple[int, Any]] = []
+    for number, segment in enumerate(snapshot.segments):
+        allowed = None
+        if condition is not None:
+            mask = segment.permitted(condition)
+            if not mask.any():
+                continue
+            allowed = bitmaps.pack(mask)
+        found.append((number, segment.search(queries, k, allowed=allowed, norms=snapshot.norms(number))))
+    if not found:
+        return [[] for _ in range(n)]
+    best = snapshot.combine(found, n, k)
+    documents = snapshot.documents(best)
+    return [[found_hit(score, documents[number][row]) for score, number, row in ranking] for ranking in best]
+
+
+def _unknown(ids: Sequence[str], root: Path) -> UnknownIdError:
+    names = ", ".join(repr(id) for id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return UnknownIdError(f"{root} holds no document with id {names}")

@@ -1,0 +1,18 @@
+"""The compiled kernels; everything else is in pyproject.toml."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "retrievers.indexes._kernels",
+            sources=["indexes/_kernels.c", "indexes/_inverted.c", "indexes/_inverted_python.c"],
+            depends=["indexes/_kernels.h", "indexes/_inverted.h"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
+            py_limited_api=True,
+            optional=True,  # without a compiler the numpy twins answer, more slowly
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

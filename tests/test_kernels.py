@@ -1,0 +1,380 @@
+"""The compiled kernels against their numpy twins: the same bits, and no step outside a buffer whatever they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrievers.indexes import _inverted_numpy as twin
+from retrievers.indexes import kernels
+from retrievers.indexes.bitmaps import pack
+from retrievers.indexes.impacts import encode16
+from retrievers.indexes.postings import assemble
+
+SOURCES = Path(__file__).parent.parent / "indexes"
+needs_compiled = pytest.mark.skipif(
+    not kernels.compiled(), reason="the kernels are not compiled, or RETRIEVERS_KERNELS=numpy"
+)
+
+
+def compiled_module() -> Any:
+    return importlib.import_module("retrievers.indexes._kernels")
+
+
+def random_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``inverted_search``: few rows or several ranges, rare terms and dense ones, ties everywhere."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.choice([1, 9, 100, 20_000, 65_536, 65_537, 90_000, 140_000]))
+    kind = int(rng.integers(5))
+    terms = int(rng.integers(1, 14))
+    highest = [65_535, 255, 255, 65_535, 2**32 - 1][kind]
+    few = rng.random() < 0.5  # few values: ties everywhere
+    chunks = []
+    for term in range(terms):
+        rows = np.flatnonzero(rng.random(n) < rng.choice([1 / n, 0.0005, 0.02, 0.4, 0.95, 1.0]))
+        if not len(rows):
+            continue
+        if kind == 0:
+            codes = rng.choice([40_000, 32_768], len(rows)) if few else rng.integers(1, 50_000, len(rows))
+        else:
+            codes = rng.integers(1, 3 if few else min(highest, 400) + 1, len(rows))
+        codes[rng.integers(len(rows))] = highest if rng.random() < 0.3 and kind != 0 else codes[0]
+        chunks.append((np.full(len(rows), 3 * term, np.int64), rows.astype(np.int64), codes))
+    payload_type = [np.uint16, np.uint8, np.uint8, np.uint16, np.uint32][kind]
+    postings = assemble(chunks, n, payload_type)
+    lists = [np.sort(rng.permutation(len(postings.terms))[: rng.integers(15)]) for _ in range(rng.integers(4))]
+    slots = np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
+    share = rng.choice([0.0, 0.001, 0.3, 0.9, 1.0])
+    norms = rng.choice([0.4, 1.2, 1.9], n) if few else rng.gamma(4.0, 0.3, n)
+    starts = postings.block_start[:-1]
+    return {
+        "kind": kind,
+        "n": n,
+        "k": int(rng.choice([1, 2, 10, 100, 256, 257, n, n + 5])),
+        "ids": postings.ids,
+        "payload": postings.payload,
+        "term_blocks": postings.term_blocks,
+        "block_start": postings.block_start,
+        "block_range": postings.block_range,
+        "block_max": np.maximum.reduceat(postings.payload, starts)
+        if kind < 2 and len(starts)
+        else postings.payload[:0],
+        "norms": norms.astype(np.float32) if kind > 1 else None,
+        "mask": None if rng.random() < 0.5 else pack(rng.random(n) < share),
+        "slots": slots,
+        "weights": rng.choice([0.5, 2.0, 7.25], len(slots)).astype(np.float32)
+        if few
+        else (rng.random(len(slots)).astype(np.float32) ** 4 + np.float32(1e-6)) * np.float32(9),
+        "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum([len(some) for some in lists], dtype=np.int64)]),
+    }
+
+
+def run(module: Any, case: dict[str, Any]) -> list[tuple[list[int], bytes]]:
+    """What a module's ``inverted_search`` answers: rows, and scores bit by bit."""
+    queries, k = len(case["offsets"]) - 1, case["k"]
+    rows, scores = np.full(queries * k, -7, np.int64), np.full(queries * k, -7, np.float32)
+    counts = np.zeros(queries, np.int64)
+    module.inverted_search(*case.values(), rows, scores, counts)
+    return [
+        (rows[i * k : i * k + count].tolist(), scores[i * k : i * k + count].tobytes())
+        for i, count in enumerate(counts.tolist())
+    ]
+
+
+def damaged_case(seed: int) -> dict[str, Any]:
+    """A case one or more of whose arrays hold anything at all, at the right sizes or at others."""
+    rng = np.random.default_rng(seed)
+    case = random_case(seed)
+    for name in rng.choice(list(case), rng.integers(1, 4), replace=False):
+        value = case[name]
+        if not isinstance(value, np.ndarray):
+            continue
+        value = case[name] = value.copy()
+        how = rng.integers(5)
+        if how == 0 and len(value):  # a few items flipped
+            at = rng.integers(len(value), size=3)
+            noise = rng.integers(0, 256, 3 * value.itemsize, dtype=np.uint8)
+            value[at] = noise.view(value.dtype)
+        elif how == 1:  # rubbish
+            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8)
+            case[name] = noise.view(value.dtype)
+        elif how == 2:  # cut
+            case[name] = value[: rng.integers(len(value) + 1)].copy()
+        elif how == 3:  # swapped
+            case[name] = value[::-1].copy()
+        else:  # of another size
+            case[name] = np.concatenate([value, value, value[:1]])
+    return case
+
+
+def run_damaged(module: Any, case: dict[str, Any]) -> None:
+    """Rows of the index and a ValueError are both fine; reading or writing elsewhere is not."""
+    with contextlib.suppress(ValueError):
+        assert all(0 <= row < case["n"] for rows, _ in run(module, case) for row in rows)
+
+
+def count_case(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    case = random_case(seed)
+    return {
+        "n": case["n"],
+        "ids": case["ids"],
+        "block_start": case["block_start"],
+        "block_range": case["block_range"],
+        "mask": pack(rng.random(case["n"]) < rng.choice([0.0, 0.001, 0.5, 1.0])),
+    }
+
+
+def run_count(module: Any, case: dict[str, Any]) -> list[int]:
+    counts = np.full(len(case["block_range"]), -7, np.int64)
+    module.inverted_count(*case.values(), counts)
+    return [int(count) for count in counts]
+
+
+def run_everything(module: Any, seeds: range) -> None:
+    """The core of these tests, for a module compiled with sanitizers."""
+    for seed in seeds:
+        case = random_case(seed)
+        assert run(module, case) == run(twin, case), f"seed {seed}"
+        run_damaged(module, damaged_case(seed))
+        count = count_case(seed)
+        assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
+        with contextlib.suppress(ValueError):
+            run_count(module, {**count, "block_start": count["block_start"][::-1].copy()})
+
+
+@needs_compiled
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_search_equals_its_twin_bit_for_bit(seed: int) -> None:
+    case = random_case(seed)
+    assert run(compiled_module(), case) == run(twin, case)
+
+
+@needs_compiled
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_count_equals_its_twin(seed: int) -> None:
+    case = count_case(seed)
+    assert run_count(compiled_module(), case) == run_count(twin, case)
+
+
+def bm25_like_case(k: int, *, equal: bool = False) -> dict[str, Any]:
+    """Two ranges and a long query of common and rare terms: pruning leaves out most of the postings."""
+    rng = np.random.default_rng(7)
+    n = 100_000
+    shares = [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.01, 0.002, 0.0005]
+    chunks = []
+    for term, share in enumerate(shares):
+        rows = np.flatnonzero(rng.random(n) < share)
+        chunks.append(
+            (np.full(len(rows), term), rows, np.ones(len(rows), np.int64) if equal else rng.geometric(0.5, len(rows)))
+        )
+    postings = assemble(chunks, n, np.uint8)
+    weights = np.log1p((1 - np.array(shares)) / np.array(shares)).astype(np.float32)
+    return {
+        "kind": 2,
+        "n": n,
+        "k": k,
+        "ids": postings.ids,
+        "payload": postings.payload,
+        "term_blocks": postings.term_blocks,
+        "block_start": postings.block_start,
+        "block_range": postings.block_range,
+        "block_max": None,
+        "norms": np.ones(n, np.float32) if equal else rng.gamma(4.0, 0.3, n).astype(np.float32),
+        "mask": None,
+        "slots": np.arange(len(shares)),
+        "weights": weights,
+        "offsets": np.array([0, len(shares)]),
+    }
+
+
+@needs_compiled
+@pytest.mark.parametrize("k", [1, 10, 100, 256, 257, 100_000])
+@pytest.mark.parametrize("equal", [False, True])
+def test_pruning_changes_no_answer(k: int, equal: bool) -> None:
+    case = bm25_like_case(k, equal=equal)
+    assert run(compiled_module(), case) == run(twin, case)
+
+
+@needs_compiled
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_pruning_impacts_changes_no_answer(k: int, kind: int) -> None:
+    case = bm25_like_case(k)
+    rng = np.random.default_rng(8)
+    values = (rng.random(len(case["ids"])) / 2 + 0.5).astype(np.float32)  # near their bounds
+    codes = encode16(values) if kind == 0 else np.clip(values * 100, 1, 255).astype(np.uint8)
+    highest = np.maximum.reduceat(codes, case["block_start"][:-1])
+    case |= {"kind": kind, "payload": np.maximum(codes, 1), "block_max": np.maximum(highest, 1), "norms": None}
+    assert run(compiled_module(), case) == run(twin, case)
+
+
+@needs_compiled
+@pytest.mark.parametrize("k", [10, 257])
+def test_ids_beyond_the_last_row_are_not_found(k: int) -> None:
+    case = bm25_like_case(k)
+    last = int(case["ids"][case["block_range"].repeat(np.diff(case["block_start"])) == 1].max())
+    case["ids"] = np.minimum(case["ids"].astype(np.int64) * 65_535 // last, 65_535).astype(np.uint16)
+    run_damaged(compiled_module(), case)
+
+
+@needs_compiled
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5])
+def test_pruning_counts_only_permitted_rows(share: float) -> None:
+    case = bm25_like_case(10)
+    case["mask"] = pack(np.random.default_rng(3).random(case["n"]) < share)
+    assert run(compiled_module(), case) == run(twin, case)
+
+
+@needs_compiled
+def test_threads_do_not_disturb_each_other() -> None:
+    cases = [bm25_like_case(k) for k in (3, 10, 100, 300)]
+    expected = [run(twin, case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda case: run(compiled_module(), case), cases * 8))
+    assert found == expected * 8
+
+
+@needs_compiled
+def test_rows_that_all_tie_come_in_ascending_order() -> None:
+    n = 70_000
+    rows = np.arange(n)
+    postings = assemble([(np.full(n, term), rows, np.ones(n, np.int64)) for term in (1, 2)], n, np.uint8)
+    case = bm25_like_case(5)
+    case |= {"n": n, "norms": np.ones(n, np.float32), "slots": np.arange(2), "offsets": np.array([0, 2])}
+    case |= {name: getattr(postings, name) for name in ("ids", "payload", "term_blocks", "block_start", "block_range")}
+    case |= {"weights": np.ones(2, np.float32)}
+    expected = [([0, 1, 2, 3, 4], np.ones(5, np.float32).tobytes())]
+    assert run(compiled_module(), case) == run(twin, case) == expected
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"payload": np.zeros(3, np.uint8)},
+        {"norms": np.ones(3, np.float32)},
+        {"norms": None},
+        {"mask": np.zeros(1, np.uint8)},
+        {"block_start": np.zeros(2, np.int64)},
+        {"term_blocks": np.empty(0, np.int64)},
+        {"slots": np.array([0])},
+        {"offsets": np.array([0, 11])},
+        {"offsets": np.array([5, 2])},
+        {"kind": 5},
+        {"kind": -1},
+        {"kind": 0},
+        {"n": -1},
+        {"k": 0},
+        {"block_range": np.zeros(3, np.uint16)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"sizes|aligned|out of range|offsets"):
+        run(compiled_module(), bm25_like_case(3) | change)
+
+
+@needs_compiled
+def test_short_outputs_are_refused() -> None:
+    case = bm25_like_case(10)
+    with pytest.raises(ValueError, match="sizes"):
+        compiled_module().inverted_search(
+            *case.values(), np.zeros(9, np.int64), np.zeros(9, np.float32), np.zeros(1, np.int64)
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slots": np.arange(10) + 1},
+        {"slots": np.arange(10) - 1},
+        {"term_blocks": np.array([0, 2, 4, 6, 8, 10, 12, 14, 16, 99, 20])},
+        {"term_blocks": np.arange(11)[::-1].copy()},
+        {"block_range": np.full(20, 9, np.uint32)},
+        {"block_start": np.full(21, 2**60)},
+        {"block_start": np.full(21, -1)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_places_out_of_bounds_are_refused_by_both(change: dict[str, Any]) -> None:
+    for module in [twin, *([compiled_module()] if kernels.compiled() else [])]:
+        with pytest.raises(ValueError, match="out of bounds"):
+            run(module, bm25_like_case(3) | change)
+
+
+def test_the_environment_chooses_the_twin() -> None:
+    program = "from retrievers.indexes import kernels; print(kernels.compiled(), kernels.inverted_search.__module__)"
+    outcome = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RETRIEVERS_KERNELS": "numpy"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert outcome.stdout.split() == ["False", "retrievers.indexes._inverted_numpy"]
+
+
+def load_extension(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("retrievers.indexes._kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_kernel_leaves_its_buffers_under_sanitizers(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs gcc on Linux")
+    library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("this gcc has no libasan")
+    import sysconfig
+
+    target = tmp_path / "_kernels.so"
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-std=c11",
+        "-g",
+        "-O1",
+        "-ffp-contract=off",
+        "-DPy_LIMITED_API=0x030B0000",
+    ]
+    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{sysconfig.get_paths()['include']}"]
+    subprocess.run([*command, *map(str, sorted(SOURCES.glob("_*.c"))), "-o", str(target)], check=True)
+    program = (
+        "import sys; import test_kernels as t; m = t.load_extension(sys.argv[1]); "
+        "t.run_everything(m, range(40)); [t.run_damaged(m, t.damaged_case(s)) for s in range(100, 220)]; print('clean')"
+    )
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "RETRIEVERS_KERNELS": "numpy",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    outcome = subprocess.run(
+        [sys.executable, "-c", program, str(target)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert outcome.returncode == 0, outcome.stderr[-4000:]
+    assert outcome.stdout.split() == ["clean"]

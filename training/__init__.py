@@ -1,0 +1,1 @@
+"""Training: uses encoders, mines with a retriever; nothing below it imports it."""
