@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -92,7 +92,7 @@ class DocumentStore:
             self._query(f"PRAGMA mmap_size = {self._path.stat().st_size}", ())
             found = self._query("SELECT max(row) FROM documents", ())
             if found != [(size - 1 if size else None,)]:
-                raise IndexDamagedError(f"{self._path} does not hold the {size} documents of its segment")
+                raise self._damaged(f"does not hold the {size} documents of its segment")
         except IndexDamagedError:
             self._connection.close()
             raise
@@ -111,19 +111,28 @@ class DocumentStore:
                 found[row] = stored_document(id_, text, title, {})
             else:
                 found[row] = self._document(row, id_, text, title, metadata)
-        if len(found) < len(rows):
-            missing = [row for row in rows if row not in found]
-            raise IndexDamagedError(f"{self._path} lacks row {missing[0]}: run `retrievers index verify`")
+        self._refuse_missing(rows, found)
         return found
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """The document ids of these rows, by row."""
-        return dict(self._select("SELECT row, id FROM documents WHERE row IN ", rows))
+        found: dict[int, str] = dict(self._select("SELECT row, id FROM documents WHERE row IN ", rows))
+        self._refuse_missing(rows, found)
+        for row, id_ in found.items():
+            if type(id_) is not str:
+                raise self._damaged(f"holds no id in row {row}")
+        return found
 
     def find(self, ids: Sequence[str]) -> dict[str, Known]:
         """Row and origin of each of these ids that is here, deleted or not."""
         select = "SELECT id, row, ordinal, place FROM documents WHERE id IN "
-        return {found[0]: Known(*found[1:]) for found in self._select(select, ids)}
+        found: dict[str, Known] = {}
+        wanted = frozenset(ids)
+        for id_, row, ordinal, place in self._select(select, ids):
+            if id_ not in wanted:  # the file's index of ids and its rows tell two stories
+                raise self._damaged(f"holds another id in row {row} than its index says")
+            found[id_] = self._known(row, ordinal, place)
+        return found
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """All rows with their documents, in order, without holding them all."""
@@ -132,10 +141,13 @@ class DocumentStore:
         while start < self._size:
             batch = self._query(select, (start,))
             if not batch:
-                raise IndexDamagedError(f"{self._path} lacks row {start}: run `retrievers index verify`")
+                raise self._damaged(f"lacks row {start}")
             for row, id_, text, title, metadata, ordinal, place in batch:
-                yield row, Entry(ordinal, place, self._document(row, id_, text, title, metadata))
-            start = batch[-1][0] + 1
+                if row != start:
+                    raise self._damaged(f"lacks row {start}")
+                known = self._known(row, ordinal, place)
+                yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+                start += 1
 
     def column(self, field: str) -> Column | None:
         """The values of a metadata field; None where no document of the segment has it."""
@@ -152,15 +164,35 @@ class DocumentStore:
 
     def fields(self) -> list[str]:
         """The metadata fields of the segment's documents, sorted."""
-        return [found[0] for found in self._query("SELECT field FROM columns ORDER BY field", ())]
+        found = [field for (field,) in self._query("SELECT field FROM columns ORDER BY field", ())]
+        if not all(type(field) is str for field in found):
+            raise self._damaged("holds a field without a name")
+        return found
 
     def _document(self, row: int, id_: Any, text: Any, title: Any, metadata: Any) -> Document:
         try:
-            if isinstance(id_, str) and isinstance(text, str) and isinstance(title, str):
-                return stored_document(id_, text, title, json.loads(metadata) if metadata else {})
-        except (json.JSONDecodeError, TypeError, RecursionError):
-            pass
-        raise IndexDamagedError(f"{self._path} holds no document in row {row}: run `retrievers index verify`")
+            found = json.loads(metadata) if metadata else {}
+        except (ValueError, TypeError, RecursionError):
+            found = None
+        if type(id_) is type(text) is type(title) is str and type(found) is dict:
+            return stored_document(id_, text, title, found)
+        raise self._damaged(f"holds no document in row {row}")
+
+    def _known(self, row: Any, ordinal: Any, place: Any) -> Known:
+        """The origin of a document, once it is sure that it is one: a damaged page gives whatever its bytes look like."""
+        if type(row) is type(ordinal) is int and 0 <= row < self._size and type(place) is str:
+            return Known(row, ordinal, place)
+        raise self._damaged(f"holds no document in row {row}")
+
+    def _refuse_missing(self, rows: Sequence[int], found: Mapping[int, object]) -> None:
+        """Raise where one of these rows, which differ, was not found."""
+        if len(found) < len(rows):
+            raise self._damaged(f"lacks row {next(row for row in rows if row not in found)}")
+
+    def _damaged(self, what: str) -> IndexDamagedError:
+        return IndexDamagedError(
+            f"{self._path} {what}: run `retrievers index verify`, and restore the index or build it again"
+        )
 
     def _select(self, select: str, keys: Sequence[Any]) -> Iterator[Any]:
         return chain.from_iterable(
@@ -172,7 +204,7 @@ class DocumentStore:
         try:
             with self._lock:
                 return self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise IndexDamagedError(
-                f"{self._path} cannot be read ({error}): run `retrievers index verify`, and restore it or build again"
-            ) from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter of SQLite's own message, which quotes the file
+            raise self._damaged(f"cannot be read ({error})") from error
+        except MemoryError as error:  # so Python's sqlite3 reports some values whose lengths are damaged, too
+            raise self._damaged("cannot be read (SQLite asked for more memory than there is)") from error
