@@ -6,8 +6,13 @@ setup(
     ext_modules=[
         Extension(
             "retrievers.indexes._kernels",
-            sources=["indexes/_kernels.c", "indexes/_inverted.c", "indexes/_inverted_python.c"],
-            depends=["indexes/_kernels.h", "indexes/_inverted.h"],
+            sources=[
+                "indexes/_kernels.c",
+                "indexes/_dense.c",
+                "indexes/_inverted.c",
+                "indexes/_inverted_python.c",
+            ],
+            depends=["indexes/_kernels.h", "indexes/_heap.h", "indexes/_inverted.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             py_limited_api=True,

@@ -1,4 +1,4 @@
-"""What Retriever.search adds to a bare FAISS call: flat index, 178,755 random unit vectors of 384 dimensions, the texts of wiki.
+"""Retriever.search beside a bare FAISS call: flat index, 178,755 random unit vectors of 384 dimensions, the texts of wiki.
 
 Encoding is left out on both sides: the encoder looks its vectors up. In turns, medians.
 
@@ -20,7 +20,7 @@ from machine import alternate, describe, quantile
 from retrievers import Retriever, read_beir
 from retrievers.vectors import Kind
 
-DIMENSION, K, BATCH = 384, 10, 1000
+DIMENSION, K, BATCHES = 384, 10, (1, 10, 100, 1000)
 
 
 class Drawn:
@@ -46,8 +46,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     print(describe("faiss-cpu"), f"; {faiss.omp_get_max_threads()} FAISS threads")
-    queries = unit(np.random.default_rng(1).standard_normal((BATCH, DIMENSION), dtype=np.float32))
-    print("\n| vectors | call | faiss ms | retriever ms | median difference of neighbouring calls |\n|" + " --- |" * 5)
+    queries = unit(np.random.default_rng(1).standard_normal((BATCHES[-1], DIMENSION), dtype=np.float32))
+    print(
+        "\n| vectors | queries | faiss ms | retriever ms | median difference of neighbouring calls |\n|" + " --- |" * 5
+    )
     # In the small index the scan is short, so that what is added to it can be told from noise.
     for size in (2000, None):
         some = islice(
@@ -62,28 +64,23 @@ def compare(retriever: Retriever, queries: np.ndarray) -> None:
     (segment,) = retriever._current.segments
     bare = faiss.IndexFlatIP(DIMENSION)
     bare.add(np.array(segment.index.vectors))
-    names = [str(at) for at in range(BATCH)]
-    hits = retriever.search(names[:100], k=K)
-    scores, rows = bare.search(queries[:100], K)
-    if same(segment, hits, rows) != 100 or gap(hits, scores) > 1e-6:
+    names = [str(at) for at in range(len(queries))]
+    hits = retriever.search(names, k=K)
+    scores, rows = bare.search(queries, K)
+    if same(segment, hits, rows) != len(queries) or gap(hits, scores) > 1e-6:
         raise SystemExit("the two do not find the same")
-    one = alternate(
-        {
-            "faiss": lambda at: bare.search(queries[at : at + 1], K),
-            "retriever": lambda at: retriever.search(names[at], k=K),
-        },
-        calls=50,
-        rounds=6,
-    )
-    many = alternate(
-        {"faiss": lambda at: bare.search(queries, K), "retriever": lambda at: retriever.search(names, k=K)},
-        calls=1,
-        rounds=15,
-    )
-    for label, times in (("one query", one), (f"{BATCH} queries", many)):
+    for size in BATCHES:
+        contenders = {
+            "faiss": lambda at, n=size: bare.search(queries[at % 100 : at % 100 + n], K),
+            "retriever": lambda at, n=size: retriever.search(names[at % 100 : at % 100 + n], k=K),
+        }
+        times = alternate(contenders, calls=300 if size == 1 else 1, rounds=1 if size == 1 else 25)
         a, b = (1e3 * quantile(times[name], 0.5) for name in ("faiss", "retriever"))
-        more = 1e3 * quantile([ours - bare for bare, ours in zip(times["faiss"], times["retriever"], strict=True)], 0.5)
-        print(f"| {bare.ntotal:,} | {label} | {a:.2f} | {b:.2f} | {more:+.2f} ms, {100 * more / a:+.1f}% |", flush=True)
+        pairs = zip(times["faiss"], times["retriever"], strict=True)
+        more = 1e3 * quantile([ours - theirs for theirs, ours in pairs], 0.5)
+        print(
+            f"| {bare.ntotal:,} | {size:,} | {a:.2f} | {b:.2f} | {more:+.2f} ms, {100 * more / a:+.1f}% |", flush=True
+        )
 
 
 def same(segment: object, hits: list, rows: np.ndarray) -> int:

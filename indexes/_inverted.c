@@ -113,56 +113,7 @@ static void accumulate(const Index *index, const Range *range, const Cursor *cur
     }
 }
 
-/* ---- the heap ---- */
-
-static int worse(const Heap *heap, int64_t a, int64_t b) {
-    return heap->scores[a] < heap->scores[b] || (heap->scores[a] == heap->scores[b] && heap->rows[a] > heap->rows[b]);
-}
-
-static void swap(Heap *heap, int64_t a, int64_t b) {
-    const float score = heap->scores[a];
-    const int64_t row = heap->rows[a];
-    heap->scores[a] = heap->scores[b], heap->rows[a] = heap->rows[b];
-    heap->scores[b] = score, heap->rows[b] = row;
-}
-
-static void sink(Heap *heap, int64_t at) {
-    for (;;) {
-        int64_t child = 2 * at + 1;
-        if (child >= heap->size)
-            return;
-        if (child + 1 < heap->size && worse(heap, child + 1, child))
-            child++;
-        if (!worse(heap, child, at))
-            return;
-        swap(heap, child, at);
-        at = child;
-    }
-}
-
-static void offer(Heap *heap, float score, int64_t row) {
-    if (heap->size < heap->k) {
-        int64_t at = heap->size++;
-        heap->scores[at] = score, heap->rows[at] = row;
-        while (at > 0 && worse(heap, at, (at - 1) / 2)) {
-            swap(heap, at, (at - 1) / 2);
-            at = (at - 1) / 2;
-        }
-    } else if (score > heap->scores[0] || (score == heap->scores[0] && row < heap->rows[0])) {
-        heap->scores[0] = score, heap->rows[0] = row;
-        sink(heap, 0);
-    }
-}
-
-static void sort_best_first(Heap *heap) {
-    const int64_t size = heap->size;
-    while (heap->size > 1) {
-        heap->size--;
-        swap(heap, 0, heap->size);
-        sink(heap, 0);
-    }
-    heap->size = size;
-}
+/* ---- the best so far ---- */
 
 /* What a score must exceed (a later row also loses a tie). */
 static float threshold(const Heap *heap) { return heap->size == heap->k ? heap->scores[0] : 0.0f; }

@@ -3,6 +3,7 @@
 #ifndef RETRIEVERS_INVERTED_H
 #define RETRIEVERS_INVERTED_H
 
+#include "_heap.h"
 #include "_kernels.h"
 
 #include <stdint.h>
@@ -34,12 +35,6 @@ typedef struct {
     double bound;        /* no contribution in the current range is higher */
     float weight;
 } Cursor;
-
-typedef struct { /* the best rows so far, the worst of them first */
-    float *scores;
-    int64_t *rows;
-    int64_t size, k;
-} Heap;
 
 typedef struct {
     float accumulator[RANGE]; /* zero between ranges, and so between searches, whatever they met */

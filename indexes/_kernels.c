@@ -3,6 +3,7 @@
 #include "_kernels.h"
 
 static PyMethodDef methods[] = {
+    {"dense_offer", dense_offer, METH_VARARGS, "The best rows of every query out of a block of scores."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
     {NULL, NULL, 0, NULL},
@@ -11,7 +12,7 @@ static PyMethodDef methods[] = {
 static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_kernels", "Compiled loops over postings.", 0, methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_kernels", "Compiled loops over postings and scores.", 0, methods, slots, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

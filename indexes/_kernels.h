@@ -23,6 +23,7 @@
 #define SCALAR
 #endif
 
+PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, MissingDependencyError, QueryError, VectorError
-from retrievers.indexes import bitmaps
+from retrievers.indexes import bitmaps, kernels
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.protocol import Found
@@ -38,10 +38,11 @@ _LONGEST_SCORE = 1e37  # far enough below the end of float32 that no sum on the 
 _PAIRS = 1 << 22  # candidates that are held at a time
 _RESCORED = 1 << 15  # numbers that are multiplied at a time while scoring again: they stay in the cache
 _CHUNK = 1 << 15  # rows that are copied at a time
-_ROW_BY_ROW = 128_000  # numbers of all queries below which FAISS compares row by row, and takes a selector at no cost
-_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than that
-_MULTIPLIED_FETCH = 512  # candidates up to which this holds: they are sorted again and again
-_DROPPED = 128  # deleted rows up to which finding and dropping them is quicker than copying the others
+_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than comparing row by row, as FAISS does it
+_TOGETHER = 4096  # rows that are multiplied at a time,
+_CELLS = 1 << 22  # as long as there are no more products than this
+_MOST_QUERIES = 4096  # that are searched at a time
+_MANY = 256  # queries for which vectors in memory are worth a copy
 _MOST_RESIDENT = 1 << 30  # bytes of vectors up to which large batches copy them into memory
 _SIFTED = 32  # queries that are sifted together
 
@@ -161,6 +162,11 @@ class StoredVectors:
         """
         return np.array(self.values) if self.values.nbytes <= _MOST_RESIDENT else self.values
 
+    @property
+    def _quickest(self) -> NDArray[np.float32]:
+        """The vectors where they are read quickest: in memory, once they have been copied there."""
+        return self._resident if "_resident" in self.__dict__ else self.values
+
     def check_payload(self) -> None:
         """Read all vectors and raise IndexDamagedError where one is longer than when it was written, or not finite."""
         dimension = self.values.shape[1]
@@ -191,7 +197,7 @@ class StoredVectors:
             mask = None
         found = Found([], [])
         k = min(k, permitted)
-        step = max(1, _PAIRS // (fetched(k, permitted) or 1))
+        step = max(1, min(_MOST_QUERIES, _PAIRS // (fetched(k, permitted) or 1)))
         for first in range(0, len(values), step):
             some = values[first : first + step]
             best = self._scan(some, lengths[first : first + step], k, permitted, mask) if k else nothing(len(some))
@@ -211,12 +217,12 @@ class StoredVectors:
         """The score of each pair, computed for itself alone."""
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.values):
             raise self._damaged("fewer vectors than its index names")
-        scores = np.empty(len(rows), np.float32)
+        values, scores = self._quickest, np.empty(len(rows), np.float32)
         step = max(1, _RESCORED // self.values.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, len(rows), step):
                 at = slice(first, first + step)
-                products = self.values[rows[at]].astype(np.float64)
+                products = values[rows[at]].astype(np.float64)
                 products *= queries[numbers[at]]
                 scores[at] = products.sum(axis=1)
         if not np.isfinite(scores).all():
@@ -246,25 +252,13 @@ class StoredVectors:
         self, queries: NDArray[np.float32], fetch: int, permitted: int, mask: Bitmap | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The ``fetch`` best rows by fast score, best first; -1 for what could not be compared."""
-        row_by_row = queries.size < _ROW_BY_ROW
-        if row_by_row and len(queries) >= _MULTIPLIED and fetch <= _MULTIPLIED_FETCH:
-            return highest(self._fast_scores(queries, mask), len(queries), fetch)
-        if row_by_row or mask is None:
-            return knn(queries, self.values if row_by_row else self._resident, fetch, mask)
-        if len(self.values) - permitted <= _DROPPED:
-            scores, rows = knn(queries, self.values, fetch + len(self.values) - permitted)
-            out = ~bitmaps.unpack(mask, len(self.values))[rows]
-            scores[out] = -np.inf
-            return merge_candidates(scores, rows, scores[:, :0], rows[:, :0], fetch)
-        best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        kept = bitmaps.rows(mask, len(self.values))
-        for first in range(0, len(kept), _CHUNK):
-            some = kept[first : first + _CHUNK]
-            whole = int(some[-1] - some[0]) + 1 == len(some)
-            block = self.values[some[0] : some[-1] + 1] if whole else self.values[some]
-            scores, places = knn(queries, block, min(fetch, len(some)))
-            best = merge_candidates(*best, scores, np.where(places < 0, -1, some[places]), fetch)
-        return best
+        if len(queries) < _MULTIPLIED:
+            return knn(queries, self._quickest, fetch, mask)
+        if len(queries) >= _MANY and self.values.nbytes <= _MOST_RESIDENT:
+            _ = self._resident
+        if mask is not None and 2 * permitted < len(self.values):
+            return highest(self._fast_scores(queries, mask), len(self.values), len(queries), fetch, None)
+        return highest(self._fast_scores(queries, None), len(self.values), len(queries), fetch, mask)
 
     def _sift(self, queries: NDArray[np.float32], bounds: NDArray[np.float64], k: int, mask: Bitmap | None) -> Found:
         return sift(
@@ -272,14 +266,17 @@ class StoredVectors:
         )
 
     def _fast_scores(self, queries: NDArray[np.float32], mask: Bitmap | None) -> Iterator[Scored]:
-        n, step = len(self.values), _CHUNK // 8
+        """Scores in float32 of all rows, or of those in ``mask``, some at a time; the next ones overwrite the last."""
+        values, n = self._quickest, len(self.values)
         kept = np.arange(n, dtype=np.int64) if mask is None else bitmaps.rows(mask, n)
+        step = max(1, min(_TOGETHER, _CELLS // len(queries), len(kept)))
+        products = np.empty((step, len(queries)), np.float32)
         for first in range(0, len(kept), step):
             rows = kept[first : first + step]
             whole = int(rows[-1] - rows[0]) + 1 == len(rows)
-            block = self.values[rows[0] : rows[-1] + 1] if whole else self.values[rows]
+            block = values[rows[0] : rows[-1] + 1] if whole else values[rows]
             with np.errstate(over="ignore", invalid="ignore"):
-                yield rows, (block @ queries.T).T
+                yield rows, np.matmul(block, queries.T, out=products[: len(rows)]).T
 
     def _damaged(self, what: str) -> IndexDamagedError:
         return IndexDamagedError(f"{self.place} holds {what}: restore it from a backup, or build the index again")
@@ -307,28 +304,18 @@ def settle(
     return found, bounds, open_
 
 
-def highest(blocks: Iterable[Scored], queries: int, fetch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The ``fetch`` rows with the highest fast scores for each of ``queries`` queries, best first; NaN is passed over."""
-    best = np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
-    for rows, fast in blocks:
-        scores = fast.T  # as it lies in memory
-        if best[0].shape[1] < fetch:
-            at = np.argpartition(-scores, min(fetch, len(rows)) - 1, axis=0)[:fetch]
-            best = merge_candidates(*best, np.take_along_axis(scores, at, 0).T, rows[at.T], fetch)
-            continue
-        places, numbers = np.nonzero(scores > best[0][:, -1])
-        if not len(places):
-            continue
-        order = np.argsort(numbers, kind="stable")
-        places, numbers = places[order], numbers[order]
-        counts = np.bincount(numbers, minlength=queries)
-        column = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
-        more = np.full((queries, int(counts.max())), -np.inf, np.float32)
-        more_rows = np.full(more.shape, -1, np.int64)
-        more[numbers, column] = scores[places, numbers]
-        more_rows[numbers, column] = rows[places]
-        best = merge_candidates(*best, more, more_rows, fetch)
-    return best
+def highest(
+    blocks: Iterable[Scored], n: int, queries: int, fetch: int, mask: Bitmap | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The ``fetch`` permitted rows of ``n`` with the highest fast scores for each of ``queries`` queries, best first.
+
+    Rows come in ascending order. Where there are fewer, -1 follows; NaN is passed over.
+    """
+    scores, rows = np.full((queries, fetch), -np.inf, np.float32), np.full((queries, fetch), -1, np.int64)
+    counts = np.zeros(queries, np.int64)
+    for some, fast in blocks:
+        kernels.dense_offer(n, fast.T, some, mask, scores, rows, counts)
+    return merge_candidates(scores, rows, scores[:, :0], rows[:, :0], fetch)
 
 
 def sift(blocks: Iterable[Scored], bounds: NDArray[np.float64], k: int, score: Score) -> Found:
@@ -369,11 +356,17 @@ def knn(
     scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     pointers = [faiss.swig_ptr(array) for array in (queries, block, scores, rows)]
     sizes = block.shape[1], len(queries), len(block), k
-    if mask is None:
-        faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:])
-    else:
-        mask = np.ascontiguousarray(mask)
-        faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:], faiss.IDSelectorBitmap(mask))
+    threads = faiss.omp_get_max_threads()
+    # FAISS cannot share one query out among threads; allowed several it multiplies matrices, in three times the time.
+    faiss.omp_set_num_threads(1 if len(queries) == 1 else threads)  # of this Python thread alone
+    try:
+        if mask is None:
+            faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:])
+        else:
+            mask = np.ascontiguousarray(mask)
+            faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:], faiss.IDSelectorBitmap(mask))
+    finally:
+        faiss.omp_set_num_threads(threads)
     return scores, rows
 
 

@@ -1,4 +1,4 @@
-"""The loops over postings: compiled where the extension was built, in numpy elsewhere, with the same results.
+"""The loops over postings and scores: compiled where the extension was built, in numpy elsewhere, with the same results.
 
 The environment variable ``RETRIEVERS_KERNELS=numpy``, read once at import, chooses numpy.
 """
@@ -12,7 +12,7 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from retrievers.indexes import _inverted_numpy
+from retrievers.indexes import _dense_numpy, _inverted_numpy
 
 
 class Payload(IntEnum):
@@ -35,13 +35,17 @@ def _compiled() -> ModuleType | None:
 
 
 _module = _compiled()
-_chosen: Any = _inverted_numpy if _module is None else _module
+_inverted: Any = _inverted_numpy if _module is None else _module
+_dense: Any = _dense_numpy if _module is None else _module
 
-inverted_search: Callable[..., None] = _chosen.inverted_search
+inverted_search: Callable[..., None] = _inverted.inverted_search
 """The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
 
-inverted_count: Callable[..., None] = _chosen.inverted_count
+inverted_count: Callable[..., None] = _inverted.inverted_count
 """How many postings of each block are in a bitmap; see :func:`retrievers.indexes._inverted_numpy.inverted_count`."""
+
+dense_offer: Callable[..., None] = _dense.dense_offer
+"""The best rows of every query out of a block of scores; see :func:`retrievers.indexes._dense_numpy.dense_offer`."""
 
 
 def compiled() -> bool:

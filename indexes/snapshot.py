@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,18 @@ from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.manifest import ENCODER, Manifest
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.segments import Segment, Statistics
+from retrievers.indexes.store import DocumentStore
 from retrievers.specs import Spec
 from retrievers.vectors import Kind, Vectors
 
-Ranking = list[tuple[float, int, int]]
-"""The best of one query, best first: score, number of the segment, row in it."""
+T = TypeVar("T")
+
+
+class Ranking(NamedTuple):
+    """The best of one query, best first: scores, and places, which number the rows of all segments one after the other."""
+
+    scores: list[float]
+    places: list[int]
 
 
 class Snapshot:
@@ -36,6 +44,8 @@ class Snapshot:
         self.segments: list[Segment] = [
             Segment.open(root, record, self.spec, self.kind, known.get(record.name)) for record in manifest.segments
         ]
+        sizes = [segment.size for segment in self.segments]
+        self._starts: list[int] = [0, *np.cumsum(sizes, dtype=np.int64).tolist()][: len(sizes)]
         self._statistics: Statistics | None = None
         if self.kind == "lexical":
             self._statistics = Statistics(self.segments, Bm25(**manifest.encoder["bm25"]))
@@ -81,38 +91,44 @@ class Snapshot:
 
     def combine(self, found: Sequence[tuple[int, Found]], queries: int, k: int) -> list[Ranking]:
         """The best ``k`` of each query over segments: by score, and by document id where scores are equal."""
+        if len(found) == 1:
+            ((number, only),) = found
+            start = self._starts[number]
+            return [
+                Ranking(scores[:k].tolist(), (rows[:k] + start).tolist())
+                for scores, rows in zip(only.scores, only.rows, strict=True)
+            ]
         best: list[Ranking] = []
         for query in range(queries):
-            ranking = [
-                (score, number, row)
-                for number, part in found
-                for score, row in zip(part.scores[query].tolist(), part.rows[query].tolist(), strict=True)
-            ]
-            if len(found) > 1:
-                ranking.sort(key=lambda hit: -hit[0])
-                if len({hit[0] for hit in ranking}) < len(ranking):
-                    ids = self._ids(ranking)
-                    ranking.sort(key=lambda hit: (-hit[0], ids[hit[1], hit[2]]))
-            best.append(ranking[:k])
+            scores = np.concatenate([part.scores[query] for _, part in found])
+            places = np.concatenate([part.rows[query] + self._starts[number] for number, part in found])
+            order = np.argsort(-scores, kind="stable")
+            scores, places = scores[order], places[order]
+            if np.any(scores[1:] == scores[:-1]):
+                ids = self._gather(places, DocumentStore.ids)
+                hits = [
+                    (-score, ids[place], place) for score, place in zip(scores.tolist(), places.tolist(), strict=True)
+                ]
+                places = np.array([place for _, _, place in sorted(hits)], np.int64)
+            best.append(Ranking(scores[:k].tolist(), places[:k].tolist()))
         return best
 
-    def documents(self, rankings: Sequence[Ranking]) -> dict[int, dict[int, Document]]:
-        """The documents of rankings, by segment and row, each read once."""
-        wanted = {(number, row) for ranking in rankings for _, number, row in ranking}
-        rows: dict[int, list[int]] = {}
-        for number, row in sorted(wanted):
-            rows.setdefault(number, []).append(row)
-        return {number: self.segments[number].store.documents(mine) for number, mine in rows.items()}
+    def documents(self, rankings: Sequence[Ranking]) -> dict[int, Document]:
+        """The documents of rankings, by place, each read once."""
+        places = [place for ranking in rankings for place in ranking.places]
+        return self._gather(np.unique(np.array(places, np.int64)), DocumentStore.documents)
 
-    def _ids(self, ranking: Ranking) -> dict[tuple[int, int], str]:
-        rows: dict[int, list[int]] = {}
-        for _, number, row in ranking:
-            rows.setdefault(number, []).append(row)
-        return {
-            (number, row): id
-            for number, wanted in rows.items()
-            for row, id in self.segments[number].store.ids(wanted).items()
-        }
+    def _gather(
+        self, places: NDArray[np.int64], read: Callable[[DocumentStore, Sequence[int]], dict[int, T]]
+    ) -> dict[int, T]:
+        """What ``read`` tells of the rows at these places, which differ, by place."""
+        found: dict[int, T] = {}
+        for segment, start in zip(self.segments, self._starts, strict=True):
+            mine = places[(places >= start) & (places < start + segment.size)] - start
+            if len(mine):
+                told = read(segment.store, mine.tolist())
+                found |= {row + start: value for row, value in told.items()} if start else told
+        return found
 
     def close(self) -> None:
         for segment in self.segments:

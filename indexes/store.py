@@ -204,7 +204,10 @@ class DocumentStore:
         try:
             with self._lock:
                 return self._connection.execute(sql, parameters).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter of SQLite's own message, which quotes the file
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+        ) as error:  # the latter of SQLite's own message, which quotes the file
             raise self._damaged(f"cannot be read ({error})") from error
         except MemoryError as error:  # so Python's sqlite3 reports some values whose lengths are damaged, too
             raise self._damaged("cannot be read (SQLite asked for more memory than there is)") from error

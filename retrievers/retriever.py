@@ -282,7 +282,7 @@ def _search(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | No
         return [[] for _ in range(n)]
     best = snapshot.combine(found, n, k)
     documents = snapshot.documents(best)
-    return [[found_hit(score, documents[number][row]) for score, number, row in ranking] for ranking in best]
+    return [list(map(found_hit, ranking.scores, map(documents.__getitem__, ranking.places))) for ranking in best]
 
 
 def _unknown(ids: Sequence[str], root: Path) -> UnknownIdError:

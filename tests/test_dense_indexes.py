@@ -49,7 +49,7 @@ def pairs(found: Any, query: int = 0) -> list[tuple[int, float]]:
 def test_flat_is_exhaustive_search_whatever_the_ties(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    limit = data.draw(st.sampled_from([0, 128_000]))  # 0: as if there were many queries
+    limit = data.draw(st.sampled_from([0, 128_000]))  # 0: as if there were many queries; else as if few
     n, dimension = data.draw(st.integers(1, 300)), data.draw(st.sampled_from([1, 2, 3, 17, 64]))
     distinct = data.draw(st.integers(1, n))
     vectors = rng.integers(-2, 3, (distinct, dimension)).astype(np.float32)[rng.integers(distinct, size=n)]
@@ -58,7 +58,7 @@ def test_flat_is_exhaustive_search_whatever_the_ties(data: st.DataObject) -> Non
     k = data.draw(st.integers(1, n + 5))
     index = FlatIndex.build(vectors, FLAT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "_ROW_BY_ROW", limit)
+        patch.setattr(exact, "_MULTIPLIED", limit)
         found, filtered = index.search(queries, k), index.search(queries, k, allowed=bitmaps.pack(mask))
     for number, query in enumerate(queries):
         assert pairs(found, number) == wanted(vectors, query, k)
@@ -81,8 +81,9 @@ def test_rows_that_float32_cannot_tell_apart_in_a_fast_pass_are_ranked_exactly(n
 @pytest.mark.parametrize("gap", [1, 100, 900])
 @pytest.mark.parametrize("queries", [3, 30, 450])
 def test_permitted_rows_in_every_shape_are_searched_exactly(gap: int, queries: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(exact, "_CHUNK", 64)
-    monkeypatch.setattr(exact, "_ROW_BY_ROW", 3000)
+    monkeypatch.setattr(exact, "_TOGETHER", 64)
+    monkeypatch.setattr(exact, "_CELLS", 4000)
+    monkeypatch.setattr(exact, "_MANY", 100)
     rng = np.random.default_rng(gap)
     vectors, asked = unit(rng, 1000, 8), unit(rng, queries, 8)
     vectors[500:700] = vectors[3]
@@ -102,6 +103,7 @@ def test_a_search_holds_few_candidates_at_a_time_and_finds_the_same(monkeypatch:
         whole = index.search(queries, 10)
         with monkeypatch.context() as patch:
             patch.setattr(exact, "_PAIRS", 50)
+            patch.setattr(exact, "_MOST_QUERIES", 7)
             patch.setattr(exact, "_RESCORED", 40)
             patch.setattr("retrievers.indexes.approximate._PAIRS", 50)
             parts = index.search(queries, 10)

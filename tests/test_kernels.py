@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrievers.indexes import _dense_numpy, kernels
 from retrievers.indexes import _inverted_numpy as twin
-from retrievers.indexes import kernels
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.impacts import encode16
 from retrievers.indexes.postings import assemble
@@ -144,9 +144,40 @@ def run_count(module: Any, case: dict[str, Any]) -> list[int]:
     return [int(count) for count in counts]
 
 
+def offer_case(seed: int) -> dict[str, Any]:
+    """Arguments of several calls of ``dense_offer``: blocks of rows, ties everywhere or nowhere, NaN and infinity."""
+    rng = np.random.default_rng(seed)
+    n, queries = int(rng.choice([1, 5, 70, 300])), int(rng.choice([0, 1, 4, 63, 64, 65, 130]))
+    scores = rng.standard_normal((n, queries)).astype(np.float32)
+    if rng.random() < 0.5:
+        scores = np.round(scores).astype(np.float32)
+    if rng.random() < 0.3:
+        scores[rng.random(scores.shape) < 0.1] = rng.choice([np.nan, -np.inf, np.inf])
+    rows = np.flatnonzero(rng.random(n) < rng.choice([0.3, 1.0])).astype(np.int64)
+    mask = None if rng.random() < 0.5 else pack(rng.random(n) < rng.choice([0.0, 0.5, 1.0]))
+    cuts = np.sort(rng.integers(0, len(rows) + 1, 3)).tolist()
+    parts = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    return {"n": n, "k": int(rng.choice([1, 3, 20, 400])), "scores": scores, "parts": parts, "mask": mask}
+
+
+def run_offer(module: Any, case: dict[str, Any]) -> list[list[tuple[float, int]]]:
+    queries, k = case["scores"].shape[1], case["k"]
+    best, rows = np.full((queries, k), -7, np.float32), np.full((queries, k), -7, np.int64)
+    counts = np.zeros(queries, np.int64)
+    for part in case["parts"]:
+        scores = np.ascontiguousarray(case["scores"][part])
+        module.dense_offer(case["n"], scores, part, case["mask"], best, rows, counts)
+    return [
+        sorted(zip((-best[at, :count]).tolist(), rows[at, :count].tolist(), strict=True))
+        for at, count in enumerate(counts.tolist())
+    ]
+
+
 def run_everything(module: Any, seeds: range) -> None:
     """The core of these tests, for a module compiled with sanitizers."""
     for seed in seeds:
+        offer = offer_case(seed)
+        assert run_offer(module, offer) == run_offer(_dense_numpy, offer), f"seed {seed}"
         case = random_case(seed)
         assert run(module, case) == run(twin, case), f"seed {seed}"
         run_damaged(module, damaged_case(seed))
@@ -170,6 +201,53 @@ def test_search_equals_its_twin_bit_for_bit(seed: int) -> None:
 def test_count_equals_its_twin(seed: int) -> None:
     case = count_case(seed)
     assert run_count(compiled_module(), case) == run_count(twin, case)
+
+
+@needs_compiled
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_best_of_blocks_equal_their_twin_and_sorting_everything(seed: int) -> None:
+    case = offer_case(seed)
+    found = run_offer(compiled_module(), case)
+    assert found == run_offer(_dense_numpy, case)
+    rows = np.concatenate(case["parts"])
+    if case["mask"] is not None:
+        rows = rows[(case["mask"][rows >> 3] >> (rows & 7) & 1).astype(np.bool_)]
+    for query, best in enumerate(found):
+        scores = case["scores"][rows, query]
+        kept = scores > -np.inf
+        assert best == sorted(zip((-scores[kept]).tolist(), rows[kept].tolist(), strict=True))[: case["k"]]
+
+
+@pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 2},
+        {"rows": np.array([0, -1, 2], np.int64)},
+        {"rows": np.array([0, 1], np.int64)},
+        {"scores": np.zeros((3, 5), np.float32)},
+        {"mask": np.zeros(2, np.uint8)},
+        {"best_scores": np.zeros((4, 1), np.float32)},
+        {"best_rows": np.zeros((4, 0), np.int64), "best_scores": np.zeros((4, 0), np.float32)},
+        {"counts": np.array([0, 3, 0, 0], np.int64)},
+        {"counts": np.array([0, -1, 0, 0], np.int64)},
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(module: str, change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {
+        "n": 3,
+        "scores": np.zeros((3, 4), np.float32),
+        "rows": np.arange(3),
+        "mask": None,
+        "best_scores": np.zeros((4, 2), np.float32),
+        "best_rows": np.zeros((4, 2), np.int64),
+        "counts": np.zeros(4, np.int64),
+    }
+    chosen = compiled_module() if module == "compiled" else _dense_numpy
+    chosen.dense_offer(*arguments.values())
+    with pytest.raises(ValueError, match=r"fit|bounds"):
+        chosen.dense_offer(*(arguments | change).values())
 
 
 def bm25_like_case(k: int, *, equal: bool = False) -> dict[str, Any]:
