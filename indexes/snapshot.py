@@ -89,6 +89,15 @@ class Snapshot:
                 return number, known.row
         return None
 
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that belong to live documents."""
+        return {
+            id
+            for segment in self.segments
+            for id, known in segment.store.find(ids).items()
+            if segment.is_live(known.row)
+        }
+
     def combine(self, found: Sequence[tuple[int, Found]], queries: int, k: int) -> list[Ranking]:
         """The best ``k`` of each query over segments: by score, and by document id where scores are equal."""
         if len(found) == 1:

@@ -22,15 +22,21 @@ if TYPE_CHECKING:
     from retrievers.encoders.multi_vector import MultiVectorEncoder as MultiVectorEncoder
     from retrievers.encoders.sparse import SparseEncoder as SparseEncoder
     from retrievers.errors import RetrieversError as RetrieversError
+    from retrievers.evaluation import Evaluation as Evaluation
+    from retrievers.evaluation import evaluate as evaluate
     from retrievers.explanations import Contribution as Contribution
     from retrievers.explanations import Explanation as Explanation
     from retrievers.indexes.verification import verify as verify
+    from retrievers.queries import read_queries as read_queries
     from retrievers.readers import read_beir as read_beir
     from retrievers.readers import read_csv as read_csv
     from retrievers.readers import read_documents as read_documents
     from retrievers.readers import read_folder as read_folder
     from retrievers.readers import read_jsonl as read_jsonl
     from retrievers.retriever import Retriever as Retriever
+    from retrievers.runs import read_qrels as read_qrels
+    from retrievers.runs import read_run as read_run
+    from retrievers.runs import write_run as write_run
     from retrievers.vectors import TokenVectors as TokenVectors
 
 __version__ = "0.1.0"
@@ -40,6 +46,7 @@ _HOMES = {
     "DenseEncoder": "encoders.dense",
     "Document": "documents",
     "Encoder": "encoders",
+    "Evaluation": "evaluation",
     "Explanation": "explanations",
     "Hit": "documents",
     "LexicalEncoder": "encoders.lexical",
@@ -48,13 +55,18 @@ _HOMES = {
     "RetrieversError": "errors",
     "SparseEncoder": "encoders.sparse",
     "TokenVectors": "vectors",
+    "evaluate": "evaluation",
     "load_encoder": "encoders",
     "read_beir": "readers",
     "read_csv": "readers",
     "read_documents": "readers",
     "read_folder": "readers",
     "read_jsonl": "readers",
+    "read_qrels": "runs",
+    "read_queries": "queries",
+    "read_run": "runs",
     "verify": "indexes.verification",
+    "write_run": "runs",
 }
 
 __all__ = sorted(_HOMES)

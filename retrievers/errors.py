@@ -96,3 +96,15 @@ class BuildChangedError(RetrieversError, ValueError):
 
 class QueryError(RetrieversError, ValueError):
     """A query, or the number of hits asked for, cannot be used."""
+
+
+class RunError(RetrieversError, ValueError):
+    """A run, or the line of a file that should hold a part of one, is not well formed."""
+
+
+class QrelsError(RetrieversError, ValueError):
+    """A line of a file of relevance judgements is not well formed, or two contradict each other."""
+
+
+class MeasureError(RetrieversError, ValueError):
+    """The name of a measure is not known, or what computes it is not installed."""

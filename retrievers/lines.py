@@ -1,12 +1,13 @@
-"""Text files, plain or gzipped, as numbered lines; what cannot be read is an error that names the file and the line."""
+"""Text files, plain or gzipped, and standard input, as numbered lines; errors name the file and the line."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import os
+import sys
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -14,6 +15,8 @@ from typing import BinaryIO, Self
 from retrievers.errors import DocumentError, SourceError, SourceNotFoundError
 
 StrPath = str | os.PathLike[str]
+
+STANDARD_INPUT = "-"
 
 _BUFFER = 1 << 16
 
@@ -86,6 +89,34 @@ def numbered_lines(source: Source) -> Generator[tuple[int, str]]:
 def whole_text(source: Source) -> str:
     """All the text of a UTF-8 file, less a byte order mark. Raises as :func:`numbered_lines` does."""
     return "".join(line for _, line in numbered_lines(source))
+
+
+def read_lines(source: str) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, without their ends, each with its place (``q.tsv, line 17``).
+
+    ``source`` is a path (``.gz`` is unpacked) or ``"-"``. Raises DocumentError for what is not UTF-8 or is cut,
+    SourceNotFoundError, SourceError for a folder.
+    """
+    for place, line in _standard_input() if source == STANDARD_INPUT else _file_lines(source):
+        if line.strip():
+            yield place, line.rstrip("\r\n")
+
+
+def _file_lines(path: str) -> Iterator[tuple[str, str]]:
+    source = Source.at(path)
+    for number, line in numbered_lines(source):
+        yield source.line(number), line
+
+
+def _standard_input() -> Iterator[tuple[str, str]]:
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        place = f"standard input, line {number}"
+        try:
+            yield place, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DocumentError(
+                f"{place}: byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8: convert it"
+            ) from None
 
 
 def _open(source: Source) -> BinaryIO:

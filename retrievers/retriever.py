@@ -181,6 +181,10 @@ class Retriever:
         number, row = place
         return snapshot.segments[number].store.documents([row])[row]
 
+    def held(self, ids: Iterable[str]) -> set[str]:
+        """Those of these ids that the index holds."""
+        return self._current.held(list(ids))
+
     def add(
         self,
         documents: Iterable[Document],

@@ -22,7 +22,7 @@ import pytest
 from scipy import sparse
 
 from retrievers import LexicalEncoder, Retriever
-from retrievers.cli.queries import read_queries
+from retrievers.queries import read_queries
 
 COMMAND = [sys.executable, "-m", "retrievers"]
 DOCUMENTS = [

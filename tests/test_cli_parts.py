@@ -19,10 +19,10 @@ from scipy import sparse
 from retrievers import Document, Hit
 from retrievers.cli import options, progress
 from retrievers.cli.hits import TrecPrinter
-from retrievers.cli.queries import Query, read_queries
+from retrievers.queries import Query, read_queries
 from retrievers.cli.snippets import snippet
 from retrievers.cli.vector_files import VectorFile
-from retrievers.errors import DocumentError, QueryError
+from retrievers.errors import DocumentError, QueryError, RunError
 from retrievers.vectors import TokenVectors, csr
 
 QUERY_FILES = {
@@ -88,9 +88,9 @@ def test_scores_of_a_run_strictly_decrease_and_hardly_move(values: list[float]) 
 
 
 def test_a_run_refuses_white_space_by_name() -> None:
-    with pytest.raises(QueryError, match="query id 'a b'"):
+    with pytest.raises(RunError, match="query id 'a b'"):
         TrecPrinter("t")(Query("a b", "x"), [], None)
-    with pytest.raises(DocumentError, match=r"document id 'd\\u20030'"):
+    with pytest.raises(RunError, match=r"document id 'd\\u20030'"):
         TrecPrinter("t")(Query("a", "x"), [Hit("d\u20030", 1.0, Document("d", ""))], None)
 
 

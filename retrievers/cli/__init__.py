@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retrievers.cli import doctor, encode, index, search
+from retrievers.cli import doctor, encode, evaluate, index, search
 from retrievers.cli.failures import Verbs, guard
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _options(
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
 app.command("encode")(encode.encode)
+app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 
 

@@ -18,6 +18,7 @@ _NAME = "tri-retrievers"
 _EXTRAS = {
     "neural": "models of all three kinds, and dense indexes",
     "train": "training",
+    "evaluate": "measures, comparison and plots",
     "serve": "the HTTP server",
     "lucene": "export to Lucene and comparison with it",
 }

@@ -94,7 +94,7 @@ def _paths(output: Path, suffix: str, kind: str) -> tuple[Path, Path]:
 
 
 def _queries(source: str) -> Iterator[tuple[str, str]]:
-    from retrievers.cli.queries import read_queries
+    from retrievers.queries import read_queries
 
     for query in read_queries(source):
         yield query.id, query.text

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from retrievers.cli.failures import complain
-from retrievers.cli.queries import Query
 from retrievers.cli.snippets import printable, snippet, spans
-from retrievers.errors import DocumentError, QueryError
+from retrievers.queries import Query
 
 if TYPE_CHECKING:
     from retrievers.documents import Hit
     from retrievers.explanations import Contribution
 
-_SPACE = re.compile(r"\s")
 _PARTS = 12  # contributions that are shown to people
 _INDENT = " " * 5
 
@@ -45,30 +42,15 @@ def print_json(query: Query, hits: Sequence[Hit], parts: Sequence[Sequence[Contr
 
 
 class TrecPrinter:
-    """Lines of a TREC run: query id, ``Q0``, document id, rank, score, tag.
-
-    trec_eval ignores the rank and breaks ties by id, descending: so each score is lowered, where it must be, to the
-    float32 (trec_eval's own type) just below the one before.
-    """
+    """Lines of a TREC run: query id, ``Q0``, document id, rank, score, tag."""
 
     def __init__(self, tag: str) -> None:
         self._tag = tag
 
     def __call__(self, query: Query, hits: Sequence[Hit], parts: Sequence[Sequence[Contribution]] | None) -> None:
-        import numpy as np
+        from retrievers.runs import run_lines
 
-        if not query.id or _SPACE.search(query.id):
-            raise QueryError(f"query id {query.id!r} holds white space, which a TREC run cannot: use --format json")
-        previous = np.float32(np.inf)
-        lines = []
-        for rank, hit in enumerate(hits, 1):
-            if _SPACE.search(hit.id):
-                raise DocumentError(
-                    f"document id {hit.id!r} holds white space, which a TREC run cannot: use --format json"
-                )
-            previous = min(np.float32(hit.score), np.nextafter(previous, np.float32(-np.inf)))
-            lines.append(f"{query.id} Q0 {hit.id} {rank} {previous:.9g} {self._tag}\n")
-        sys.stdout.write("".join(lines))
+        sys.stdout.write("".join(run_lines(query.id, [(hit.id, hit.score) for hit in hits], self._tag)))
 
 
 class TextPrinter:

@@ -125,7 +125,7 @@ def delete(
     """
     if bool(ids) == (ids_file is not None):
         raise typer.BadParameter("give ids, or --ids-file FILE, and not both", param_hint="ID")
-    from retrievers.cli.lines import read_lines
+    from retrievers.lines import read_lines
 
     wanted = list(ids or ()) if ids_file is None else [line for _, line in read_lines(ids_file)]
     with _open(index) as retriever:

@@ -16,7 +16,7 @@ from retrievers.cli.progress import Meter
 
 if TYPE_CHECKING:
     from retrievers.cli.hits import Printer
-    from retrievers.cli.queries import Query
+    from retrievers.queries import Query
 
 _BATCH = 256  # queries that are encoded and searched at once
 
@@ -72,7 +72,7 @@ def search(
     condition = None if filter is None else _parse_filter(filter)
     wanted = _queries(query, queries)
 
-    from retrievers.cli.queries import batches
+    from retrievers.queries import batches
     from retrievers.retriever import Retriever
 
     with Retriever.open(index, device=device, dtype=dtype) as retriever:
@@ -119,7 +119,7 @@ def _parse_filter(text: str) -> dict[str, Any]:
 
 
 def _queries(texts: list[str] | None, source: str | None) -> Iterator[Query]:
-    from retrievers.cli.queries import numbered, read_queries
+    from retrievers.queries import numbered, read_queries
 
     for text in texts or ():
         try:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from retrievers.cli.lines import STANDARD_INPUT, read_lines
-from retrievers.lines import Source
+from retrievers.lines import STANDARD_INPUT, Source, read_lines
 from retrievers.readers import TEXT_PATTERNS, DocumentReader, read_csv, read_documents, read_jsonl
 from retrievers.records import Fields, chosen, parse_record
 from retrievers.text_folders import text_files

@@ -7,8 +7,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from retrievers.cli.lines import read_lines
 from retrievers.errors import QueryError
+from retrievers.lines import read_lines
 from retrievers.records import parse_record
 
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".txt": "text"}

@@ -1,0 +1,74 @@
+"""What is evaluated on: queries and judgements from files, from a BEIR folder, or by an id of ir-datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from retrievers.cli.failures import complain
+from retrievers.errors import MissingDependencyError, SourceNotFoundError
+from retrievers.queries import read_queries
+from retrievers.runs import Qrels, read_qrels
+
+_IRDS = "irds:"
+
+
+def read_task(
+    data: str | None, split: str, queries: str | None, qrels: str | None, *, queries_needed: bool
+) -> tuple[dict[str, str] | None, Qrels]:
+    """Queries by id (None where they are neither needed nor named) and judgements.
+
+    ``data`` is a BEIR folder (``queries.jsonl`` and ``qrels/<split>.tsv``, plain or gzipped) or ``irds:`` and an id of
+    ir-datasets; ``queries`` and ``qrels``, files, stand instead of what it has. Of a BEIR folder, whose queries are those
+    of all splits, only the queries with a judgement in this split are taken.
+
+    Raises SourceNotFoundError and what :func:`read_queries` and :func:`read_qrels` raise; typer.BadParameter where
+    something is not named.
+    """
+    if data is not None and data.startswith(_IRDS):
+        texts, judged = _from_ir_datasets(data.removeprefix(_IRDS))
+    elif data is not None:
+        judged = read_qrels(qrels if qrels is not None else _file(data, f"qrels/{split}.tsv"))
+        found = {query.id: query.text for query in read_queries(_file(data, "queries.jsonl"))}
+        texts = {id: text for id, text in found.items() if id in judged}
+        if len(texts) < len(found) and queries is None:
+            complain(
+                f"{len(found) - len(texts):,} queries of {data} have no judgement in {split!r}: they are not asked"
+            )
+    else:
+        if qrels is None:
+            raise typer.BadParameter("give --qrels FILE, or --data FOLDER", param_hint="--qrels")
+        if queries_needed and queries is None:
+            raise typer.BadParameter("give --queries FILE, or --data FOLDER", param_hint="--queries")
+        texts, judged = {}, read_qrels(qrels)
+    if qrels is not None and data is not None and data.startswith(_IRDS):
+        judged = read_qrels(qrels)
+    if queries is not None:
+        texts = {query.id: query.text for query in read_queries(queries)}
+    return texts or None, judged
+
+
+def _file(folder: str, name: str) -> str:
+    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
+        if path.is_file():
+            return str(path)
+    raise SourceNotFoundError(f"{folder} holds no {name}, plain or gzipped: give a BEIR folder, or name the files")
+
+
+def _from_ir_datasets(name: str) -> tuple[dict[str, str], Qrels]:
+    try:
+        import ir_datasets
+    except ImportError as error:
+        raise MissingDependencyError("ids of ir-datasets need that package: pip install ir-datasets") from error
+    try:
+        dataset = ir_datasets.load(name)
+    except KeyError:
+        raise SourceNotFoundError(f"ir-datasets has no {name!r}: see `ir_datasets list`") from None
+    if not (dataset.has_queries() and dataset.has_qrels()):
+        raise SourceNotFoundError(f"{name!r} of ir-datasets has no queries or no judgements: name a part that has")
+    texts = {query.query_id: query.default_text() for query in dataset.queries_iter()}
+    qrels: Qrels = {}
+    for one in dataset.qrels_iter():
+        qrels.setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
+    return {query: text for query, text in texts.items() if query in qrels}, qrels
