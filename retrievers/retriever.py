@@ -18,6 +18,7 @@ from retrievers.indexes import bitmaps
 from retrievers.indexes.kinds import default_index, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot
+from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
 from retrievers.writer import DEFAULT_MEMORY, Progress, Writer, check_memory
@@ -123,16 +124,28 @@ class Retriever:
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first overload wins
-        self, query: str, k: int = 10, *, filter: Mapping[str, Any] | None = None
+        self, query: str, k: int = 10, *, filter: Mapping[str, Any] | None = None, rerank: Any = None, depth: int = 100
     ) -> list[Hit]: ...
 
     @overload
     def search(
-        self, query: Sequence[str], k: int = 10, *, filter: Mapping[str, Any] | None = None
+        self,
+        query: Sequence[str],
+        k: int = 10,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        rerank: Any = None,
+        depth: int = 100,
     ) -> list[list[Hit]]: ...
 
     def search(
-        self, query: str | Sequence[str], k: int = 10, *, filter: Mapping[str, Any] | None = None
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        rerank: Any = None,
+        depth: int = 100,
     ) -> list[Hit] | list[list[Hit]]:
         """The best ``k`` documents for a query, best first; for a sequence of queries, a list for each.
 
@@ -140,7 +153,12 @@ class Retriever:
         of those that it permits. Equal scores come in ascending order of ids. Fewer than ``k`` hits come back where fewer
         documents are permitted, or, with lexical and sparse encoders, where fewer share a term with the query.
 
-        Raises QueryError, FilterError, FilterTypeError, IndexClosedError, IndexDamagedError.
+        With ``rerank`` the best ``depth`` by the index (``k`` or more) are scored anew, and the best ``k`` of them come
+        back with those scores. It is a :class:`retrievers.Reranker`, or what one is made of: a cross-encoder or
+        multi-vector model as an object, folder or hub name. A name is loaded at every call: to search more than
+        once, make a :class:`retrievers.CrossEncoderReranker` or :class:`retrievers.MultiVectorReranker` and pass that.
+
+        Raises QueryError, ScoreError, FilterError, FilterTypeError, IndexClosedError, IndexDamagedError.
         """
         snapshot = self._current
         if isinstance(query, str):
@@ -153,10 +171,14 @@ class Retriever:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise QueryError(f"k is {k!r}: it must be a whole number of at least 1")
         condition = None if filter is None else parse_filter(filter)
+        first = k if rerank is None else check_depth(depth, k)
+        reranker = None if rerank is None else as_reranker(rerank)
         if not texts:
             return []
         vectors = self._encode_queries(snapshot, texts)
-        hits = _search(snapshot, vectors, int(k), condition)
+        hits = _search(snapshot, vectors, int(first), condition)
+        if reranker is not None:
+            hits = reranked(texts, hits, reranker, int(k))
         return hits[0] if isinstance(query, str) else hits
 
     def explain(self, query: str, id: str) -> Explanation:

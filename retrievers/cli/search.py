@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from retrievers.queries import Query
 
 _BATCH = 256  # queries that are encoded and searched at once
+_RERANKED = 16  # with a reranker each takes a hundred times as long, and answers should come as they are found
+_DEPTH = 100
 
 
 class Format(StrEnum):
@@ -54,6 +56,15 @@ def search(
     device: options.Device = None,
     dtype: options.Dtype = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each score is made of.")] = False,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Rerank with a cross-encoder or multi-vector model: a folder or a hub name."
+        ),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=f"Hits that are reranked, {_DEPTH} by default.")
+    ] = None,
 ) -> None:
     """Search an index.
 
@@ -62,32 +73,42 @@ def search(
       retrievers search idx 'how to undo a commit' -k 5
       retrievers search idx 'rivers' --filter '{"field": "year", "operator": ">=", "value": 2020}'
       retrievers search idx --queries queries.jsonl --format trec > run.trec
+      retrievers search idx 'how to undo a commit' --rerank cross-encoder/ms-marco-MiniLM-L6-v2 --depth 50
     """
     if bool(query) == (queries is not None):
         raise typer.BadParameter("give a query in quotes, or --queries FILE, and not both", param_hint="QUERY")
     if explain and format is Format.trec:
         raise typer.BadParameter("a trec run has no room for explanations", param_hint="--explain")
+    if explain and rerank is not None:
+        raise typer.BadParameter("a reranker's scores have no parts to show", param_hint="--explain")
+    if depth is not None and rerank is None:
+        raise typer.BadParameter("it goes with --rerank MODEL", param_hint="--depth")
+    reranked = _DEPTH if depth is None else depth
+    if rerank is not None and reranked < k:
+        raise typer.BadParameter(f"{reranked} is less than the {k} hits asked for with -k", param_hint="--depth")
     if not run_tag or any(character.isspace() for character in run_tag):
         raise typer.BadParameter(f"{run_tag!r} must be a word without white space", param_hint="--run-tag")
     condition = None if filter is None else _parse_filter(filter)
     wanted = _queries(query, queries)
 
     from retrievers.queries import batches
+    from retrievers.rerankers import as_reranker
     from retrievers.retriever import Retriever
 
     with Retriever.open(index, device=device, dtype=dtype) as retriever:
         if not retriever.complete:
             warn_unfinished(index, len(retriever))
+        reranker = None if rerank is None else as_reranker(rerank, device=device, dtype=dtype)
         show = _printer(format, run_tag, headings=queries is not None or len(query or ()) > 1)
         # A person who types queries wants each one's answer before the next, and is not kept waiting.
         typed = queries == "-" and sys.stdin.isatty()
         bar = queries is not None and not sys.stdout.isatty()
+        many = _BATCH if reranker is None else _RERANKED
         done = 0
         with nullcontext() if typed else Meter("searching", "queries", bar=bar) as meter:
-            for batch in batches(wanted, 1 if typed else _BATCH):
-                for one, hits in zip(
-                    batch, retriever.search([q.text for q in batch], k, filter=condition), strict=True
-                ):
+            for batch in batches(wanted, 1 if typed else many):
+                found = retriever.search([q.text for q in batch], k, filter=condition, rerank=reranker, depth=reranked)
+                for one, hits in zip(batch, found, strict=True):
                     parts = [retriever.explain(one.text, hit.id).contributions for hit in hits] if explain else None
                     show(one, hits, parts)
                 sys.stdout.flush()

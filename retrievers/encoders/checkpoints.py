@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from retrievers.errors import EncoderError, MissingDependencyError, ModelNotFoun
 
 NeuralKind = Literal["dense", "sparse", "multi-vector"]
 # A masked-LM checkpoint fits three encoders; "backbone" says that the user must choose.
-Recognised = Literal["dense", "sparse", "multi-vector", "backbone"]
+Recognised = Literal["dense", "sparse", "multi-vector", "backbone", "cross-encoder"]
 
 _MODEL_TYPES: dict[str, NeuralKind] = {
     "SentenceTransformer": "dense",
@@ -21,6 +22,7 @@ _MODEL_TYPES: dict[str, NeuralKind] = {
     "ColBERT": "multi-vector",
 }
 _SPARSE_MODULES = ("SpladePooling", "SparseStaticEmbedding", "SparseAutoEncoder", "MLMTransformer")
+_OWNERS = ("sentence-transformers",)
 _NO_CROSS_ENCODER = (
     "is a cross-encoder: it scores a query and a document together and gives no vectors to index. Use it to score or "
     "to teach, and an encoder to build the index"
@@ -51,9 +53,21 @@ def require_neural() -> None:
 
 
 def find(spec: str | Path, *, revision: str | None = None) -> Checkpoint:
-    """Locate the model ``spec`` (a folder, or a name on the hub) and say its kind.
+    """Locate the encoder ``spec`` (a folder, or a name on the hub) and say its kind.
 
     Raises ModelNotFoundError where there is none, EncoderError where it is no encoder of texts.
+    """
+    checkpoint = locate(spec, revision=revision)
+    if checkpoint.kind == "cross-encoder":
+        raise EncoderError(f"{checkpoint.location} {_NO_CROSS_ENCODER}")
+    return checkpoint
+
+
+def locate(spec: str | Path, *, revision: str | None = None, owners: Sequence[str] = _OWNERS) -> Checkpoint:
+    """Locate any model that sentence-transformers loads, cross-encoders among them, and say its kind.
+
+    A hub name without an owner is looked for among the models of ``owners``, in that order.
+    Raises ModelNotFoundError where there is none, EncoderError where its kind is not known.
     """
     if not str(spec):
         raise ModelNotFoundError("the model's name is empty: give a folder, or a name on the hub")
@@ -67,7 +81,7 @@ def find(spec: str | Path, *, revision: str | None = None) -> Checkpoint:
     if spec.count("/") > 1 or spec.startswith((".", "~", "/")) or "\\" in spec:
         raise ModelNotFoundError(f"no folder at {spec}: give the folder of a saved model, or a name on the hub")
     require_neural()
-    for name in _hub_names(spec):
+    for name in _hub_names(spec, owners):
         files = _hub_files(name, revision)
         if files.present():
             return Checkpoint(name, _recognise(files, name), local=False)
@@ -122,9 +136,9 @@ def _hub_files(name: str, revision: str | None) -> _Files:
     )
 
 
-def _hub_names(spec: str) -> list[str]:
+def _hub_names(spec: str, owners: Sequence[str]) -> list[str]:
     """A name without an owner stands, as in sentence-transformers, for one of that organisation's models."""
-    return [spec] if "/" in spec else [f"sentence-transformers/{spec}", spec]
+    return [spec] if "/" in spec else [*(f"{owner}/{spec}" for owner in owners), spec]
 
 
 def _not_found(name: str) -> str:
@@ -154,7 +168,7 @@ def _recognise(files: _Files, place: str) -> Recognised:
     architectures = [str(name) for name in backbone.get("architectures") or []]
     model_type = config.get("model_type")
     if model_type == "CrossEncoder":
-        raise EncoderError(f"{place} {_NO_CROSS_ENCODER}")
+        return "cross-encoder"
     if model_type is not None and model_type not in _MODEL_TYPES:
         raise EncoderError(
             f"{place} was saved as a {model_type!r}; encoders are {', '.join(sorted(_MODEL_TYPES))} "
@@ -181,7 +195,7 @@ def _plain(architectures: list[str], place: str) -> Recognised:
     """A folder of transformers alone, which says what network it is but not how its outputs become vectors."""
     named = ", ".join(architectures) or "no architecture"
     if any(name.endswith("ForSequenceClassification") for name in architectures):
-        raise EncoderError(f"{place} ({named}) {_NO_CROSS_ENCODER}")
+        return "cross-encoder"
     if any(name.endswith("ForMaskedLM") for name in architectures):
         return "backbone"
     if any(name.endswith("Model") for name in architectures):

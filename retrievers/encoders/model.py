@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Task = Literal["query", "document"]
 
-CLASS_NAMES: dict[NeuralKind, str] = {
+CLASS_NAMES: dict[str, str] = {
     "dense": "DenseEncoder",
     "sparse": "SparseEncoder",
     "multi-vector": "MultiVectorEncoder",
@@ -56,11 +56,7 @@ class NeuralModel:
         max_batch_tokens: int | None,
         revision: str | None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("max_batch_tokens", max_batch_tokens)):
-            if value is not None and value < 1:
-                raise EncoderError(f"{name} is {value}: it must be 1 or more")
-        if dtype is not None and dtype not in _DTYPES:
-            raise EncoderError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}")
+        check_options(dtype, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
         self.kind = kind
         self.batch_size = batch_size
         self.location: str | None = None
@@ -228,6 +224,15 @@ class NeuralModel:
         return (routes[task] if task in routes else next(iter(routes.values())))[0]
 
 
+def check_options(dtype: str | None, **sizes: int | None) -> None:
+    """Raises EncoderError for a type of weights that is not known, and for a size below 1; None is always right."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise EncoderError(f"{name} is {value}: it must be 1 or more")
+    if dtype is not None and dtype not in _DTYPES:
+        raise EncoderError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}")
+
+
 def refuse_other_kind(checkpoint: checkpoints.Checkpoint, kind: NeuralKind, revision: str | None = None) -> None:
     """Raises EncoderError where the checkpoint is of another kind, which sentence-transformers would convert.
 
@@ -255,6 +260,15 @@ def refuse_other_kind(checkpoint: checkpoints.Checkpoint, kind: NeuralKind, revi
 
 def load(location: str, kind: NeuralKind, *, device: str | None, revision: str | None = None) -> Any:
     """The sentence-transformers model at ``location``; raises EncoderError where it cannot be loaded."""
+    wanted = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}[kind]
+    return load_as(wanted, location, f"a {kind} encoder", device=device, revision=revision)
+
+
+def load_as(wanted: str, location: str, what: str, *, device: str | None, revision: str | None = None) -> Any:
+    """The model at ``location`` as the class ``wanted`` of sentence-transformers, which messages call ``what``.
+
+    Raises EncoderError where it cannot be loaded.
+    """
     require_neural()
     import sentence_transformers
     import torch
@@ -262,14 +276,9 @@ def load(location: str, kind: NeuralKind, *, device: str | None, revision: str |
 
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise EncoderError(f"device {device!r} is not there: torch {torch.__version__} finds no GPU; leave device out")
-    types = {
-        "dense": sentence_transformers.SentenceTransformer,
-        "sparse": sentence_transformers.SparseEncoder,
-        "multi-vector": sentence_transformers.MultiVectorEncoder,
-    }
     try:
         with quiet():
-            return types[kind](location, device=device, revision=revision)
+            return getattr(sentence_transformers, wanted)(location, device=device, revision=revision)
     except (
         OSError,
         ValueError,
@@ -280,9 +289,7 @@ def load(location: str, kind: NeuralKind, *, device: str | None, revision: str |
         RuntimeError,
         SafetensorError,
     ) as error:
-        raise EncoderError(
-            f"{location} cannot be loaded as a {kind} encoder: {type(error).__name__}: {error}"
-        ) from error
+        raise EncoderError(f"{location} cannot be loaded as {what}: {type(error).__name__}: {error}") from error
 
 
 def save(model: Any, folder: Path) -> None:
