@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from retrievers.evaluation import evaluate as evaluate
     from retrievers.explanations import Contribution as Contribution
     from retrievers.explanations import Explanation as Explanation
+    from retrievers.fusion import Fusion as Fusion
+    from retrievers.fusion import fuse as fuse
+    from retrievers.hybrid import HybridRetriever as HybridRetriever
     from retrievers.indexes.verification import verify as verify
     from retrievers.queries import read_queries as read_queries
     from retrievers.readers import read_beir as read_beir
@@ -33,29 +36,41 @@ if TYPE_CHECKING:
     from retrievers.readers import read_documents as read_documents
     from retrievers.readers import read_folder as read_folder
     from retrievers.readers import read_jsonl as read_jsonl
+    from retrievers.rerankers import CrossEncoderReranker as CrossEncoderReranker
+    from retrievers.rerankers import MultiVectorReranker as MultiVectorReranker
+    from retrievers.rerankers import Reranker as Reranker
     from retrievers.retriever import Retriever as Retriever
     from retrievers.runs import read_qrels as read_qrels
     from retrievers.runs import read_run as read_run
     from retrievers.runs import write_run as write_run
+    from retrievers.tuning import Tuned as Tuned
+    from retrievers.tuning import tune as tune
     from retrievers.vectors import TokenVectors as TokenVectors
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Contribution": "explanations",
+    "CrossEncoderReranker": "rerankers",
     "DenseEncoder": "encoders.dense",
     "Document": "documents",
     "Encoder": "encoders",
     "Evaluation": "evaluation",
     "Explanation": "explanations",
+    "Fusion": "fusion",
     "Hit": "documents",
+    "HybridRetriever": "hybrid",
     "LexicalEncoder": "encoders.lexical",
     "MultiVectorEncoder": "encoders.multi_vector",
+    "MultiVectorReranker": "rerankers",
+    "Reranker": "rerankers",
     "Retriever": "retriever",
     "RetrieversError": "errors",
     "SparseEncoder": "encoders.sparse",
     "TokenVectors": "vectors",
+    "Tuned": "tuning",
     "evaluate": "evaluation",
+    "fuse": "fusion",
     "load_encoder": "encoders",
     "read_beir": "readers",
     "read_csv": "readers",
@@ -65,6 +80,7 @@ _HOMES = {
     "read_qrels": "runs",
     "read_queries": "queries",
     "read_run": "runs",
+    "tune": "tuning",
     "verify": "indexes.verification",
     "write_run": "runs",
 }

@@ -108,3 +108,19 @@ class QrelsError(RetrieversError, ValueError):
 
 class MeasureError(RetrieversError, ValueError):
     """The name of a measure is not known, or what computes it is not installed."""
+
+
+class ScoreError(RetrieversError, ValueError):
+    """A reranker gave scores that no ranking can hold: NaN, infinity, or not one for each document."""
+
+
+class LeakError(RetrieversError, ValueError):
+    """Something would be evaluated on queries that it was tuned on; the message says on how many."""
+
+
+class HybridError(RetrieversError, ValueError):
+    """Retrievers cannot be the parts of one hybrid: too few, the same twice, or with other documents under one id."""
+
+
+class ComparisonError(RetrieversError, ValueError):
+    """Systems cannot be compared: they were not measured on the same queries, or there is too little to compare."""

@@ -19,10 +19,10 @@ from scipy import sparse
 from retrievers import Document, Hit
 from retrievers.cli import options, progress
 from retrievers.cli.hits import TrecPrinter
-from retrievers.queries import Query, read_queries
 from retrievers.cli.snippets import snippet
 from retrievers.cli.vector_files import VectorFile
 from retrievers.errors import DocumentError, QueryError, RunError
+from retrievers.queries import Query, read_queries
 from retrievers.vectors import TokenVectors, csr
 
 QUERY_FILES = {

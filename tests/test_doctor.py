@@ -39,7 +39,7 @@ def test_versions_are_those_installed() -> None:
         assert package["version"] == importlib.metadata.version(name)
         assert package["problem"] is None
     assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
-    assert set(found["extras"]) == {"neural", "train", "serve", "lucene"}
+    assert set(found["extras"]) == {"neural", "train", "evaluate", "mteb", "serve", "lucene"}
     assert found["threads"]["processors"] == os.cpu_count()
     assert found["temporary_files"]["writable"]
 

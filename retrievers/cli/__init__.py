@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retrievers.cli import doctor, encode, evaluate, index, search
+from retrievers.cli import compare, doctor, encode, evaluate, fuse, index, search
 from retrievers.cli.failures import Verbs, guard
 
 app = typer.Typer(
@@ -47,6 +47,8 @@ app.add_typer(index.app, name="index")
 app.command("search")(search.search)
 app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("fuse")(fuse.fuse)
 app.command("doctor")(doctor.doctor)
 
 

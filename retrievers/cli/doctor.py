@@ -19,6 +19,7 @@ _EXTRAS = {
     "neural": "models of all three kinds, and dense indexes",
     "train": "training",
     "evaluate": "measures, comparison and plots",
+    "mteb": "the benchmark MTEB",
     "serve": "the HTTP server",
     "lucene": "export to Lucene and comparison with it",
 }
