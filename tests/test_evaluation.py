@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from retrievers import Document, Hit, Retriever, evaluate, write_run
 from retrievers.cli import app
-from retrievers.errors import MeasureError, QrelsError, QueryError, RunError
+from retrievers.cli.tasks import read_task
+from retrievers.errors import MeasureError, QrelsError, QueryError, RunError, SourceNotFoundError
 from retrievers.evaluation import parse_measures
 from retrievers.runs import ranking
 
@@ -194,3 +195,28 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "1 judged queries were not asked" in done.stderr
     assert "RR  0.5000" in done.stdout
+
+
+def test_tasks_from_folders_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": id, "text": f"text of {id}"}) for id in ("a", "b", "c")]
+    (folder / "queries.jsonl").write_text("\n".join(lines))
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\na\td\t1\n")
+    (tmp_path / "more.tsv").write_text("b\tother text\n")
+    (tmp_path / "more.qrels").write_text("b 0 d 2\n")
+    data, queries, qrels = str(folder), str(tmp_path / "more.tsv"), str(tmp_path / "more.qrels")
+
+    def task(*arguments: str | None) -> Any:
+        return read_task(*arguments, queries_needed=False)  # type: ignore[arg-type]
+
+    assert task(data, "dev", None, None) == ({"a": "text of a"}, {"a": {"d": 1}})
+    assert "2 queries of" in capsys.readouterr().err
+    assert task(data, "dev", None, qrels) == ({"b": "text of b"}, {"b": {"d": 2}})
+    capsys.readouterr()
+    assert task(data, "dev", queries, None) == ({"b": "other text"}, {"a": {"d": 1}})
+    assert task(None, "dev", queries, qrels) == ({"b": "other text"}, {"b": {"d": 2}})
+    assert task(None, "dev", None, qrels) == (None, {"b": {"d": 2}})
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SourceNotFoundError, match=r"holds no qrels/test\.tsv"):
+        task(data, "test", None, None)

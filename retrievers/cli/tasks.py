@@ -20,33 +20,34 @@ def read_task(
     """Queries by id (None where they are neither needed nor named) and judgements.
 
     ``data`` is a BEIR folder (``queries.jsonl`` and ``qrels/<split>.tsv``, plain or gzipped) or ``irds:`` and an id of
-    ir-datasets; ``queries`` and ``qrels``, files, stand instead of what it has. Of a BEIR folder, whose queries are those
-    of all splits, only the queries with a judgement in this split are taken.
+    ir-datasets; ``queries`` and ``qrels``, files, stand instead of what it has. Of its own queries, which may be those of
+    all splits, only those with a judgement are taken; how many have none is said on standard error.
 
     Raises SourceNotFoundError and what :func:`read_queries` and :func:`read_qrels` raise; typer.BadParameter where
     something is not named.
     """
-    if data is not None and data.startswith(_IRDS):
-        texts, judged = _from_ir_datasets(data.removeprefix(_IRDS))
-    elif data is not None:
-        judged = read_qrels(qrels if qrels is not None else _file(data, f"qrels/{split}.tsv"))
-        found = {query.id: query.text for query in read_queries(_file(data, "queries.jsonl"))}
-        texts = {id: text for id, text in found.items() if id in judged}
-        if len(texts) < len(found) and queries is None:
-            complain(
-                f"{len(found) - len(texts):,} queries of {data} have no judgement in {split!r}: they are not asked"
-            )
-    else:
+    if data is None:
         if qrels is None:
             raise typer.BadParameter("give --qrels FILE, or --data FOLDER", param_hint="--qrels")
         if queries_needed and queries is None:
             raise typer.BadParameter("give --queries FILE, or --data FOLDER", param_hint="--queries")
-        texts, judged = {}, read_qrels(qrels)
-    if qrels is not None and data is not None and data.startswith(_IRDS):
-        judged = read_qrels(qrels)
+        return None if queries is None else _texts(queries), read_qrels(qrels)
+    if data.startswith(_IRDS):
+        found, judged = _from_ir_datasets(data.removeprefix(_IRDS))
+        judged = judged if qrels is None else read_qrels(qrels)
+    else:
+        judged = read_qrels(_file(data, f"qrels/{split}.tsv") if qrels is None else qrels)
+        found = _texts(_file(data, "queries.jsonl")) if queries is None else {}
     if queries is not None:
-        texts = {query.id: query.text for query in read_queries(queries)}
-    return texts or None, judged
+        return _texts(queries), judged
+    texts = {id: text for id, text in found.items() if id in judged}
+    if len(texts) < len(found):
+        complain(f"{len(found) - len(texts):,} queries of {data} have no judgement here and are not asked")
+    return texts, judged
+
+
+def _texts(path: str) -> dict[str, str]:
+    return {query.id: query.text for query in read_queries(path)}
 
 
 def _file(folder: str, name: str) -> str:
@@ -71,4 +72,4 @@ def _from_ir_datasets(name: str) -> tuple[dict[str, str], Qrels]:
     qrels: Qrels = {}
     for one in dataset.qrels_iter():
         qrels.setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
-    return {query: text for query, text in texts.items() if query in qrels}, qrels
+    return texts, qrels
