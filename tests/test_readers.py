@@ -297,13 +297,21 @@ def cut(data: bytes) -> bytes:
             '{"id": "a"}'.encode("utf-16"),
             "line 1: byte 1 of the line, 0xff, is not UTF-8: the file looks like UTF-16",
         ),
-        ("d.jsonl", gzip.compress(b"{}"), "line 1: byte 2 of the line, 0x8b, is not UTF-8: the file looks like gzip"),
+        (
+            "d.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "line 1: byte 2 of the line, 0x8b, is not UTF-8: the file looks like gzip",
+        ),
         ("d.jsonl.gz", b'{"id": "a", "text": "x"}\n', "line 1: this is no sound gzip file"),
         ("d.jsonl.gz", b"", "the gzip file is cut off at its first byte"),
         ("d.jsonl.gz", cut(b'{"id": "a", "text": "x"}\n' * 9), "line 1: the gzip file is cut off here"),
         ("d.csv.gz", cut(b"id,text\na,b\n"), "line 1: the gzip file is cut off here"),
-        ("d.jsonl.gz", gzip.compress(b'{"id": "a", "text": "x"}\n')[:-8] + bytes(8), "this is no sound gzip file: CRC"),
-        ("d.jsonl.gz", gzip.compress(b"x")[:10] + b"\xff" * 9, "this is no sound gzip file"),
+        (
+            "d.jsonl.gz",
+            gzip.compress(b'{"id": "a", "text": "x"}\n', mtime=0)[:-8] + bytes(8),
+            "this is no sound gzip file: CRC",
+        ),
+        ("d.jsonl.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 9, "this is no sound gzip file"),
     ],
 )
 def test_damaged_bytes_are_said_with_their_place(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -315,7 +323,7 @@ def test_damaged_bytes_are_said_with_their_place(name: str, content: bytes, mess
 
 def test_what_comes_before_the_cut_of_a_gzip_file_is_read(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"id": f"{at}", "text": os.urandom(500).hex()}) + "\n" for at in range(2000))
-    path = table_file(tmp_path, gzip.compress(lines.encode())[:600_000], "docs.jsonl.gz")
+    path = table_file(tmp_path, gzip.compress(lines.encode(), mtime=0)[:600_000], "docs.jsonl.gz")
     found: list[str] = []
     with pytest.raises(DocumentError, match=r"docs\.jsonl\.gz, line (\d+): the gzip file is cut off here") as caught:
         found.extend(place for place, _ in read_jsonl(path).entries())
@@ -329,7 +337,7 @@ def test_what_comes_before_the_cut_of_a_gzip_file_is_read(tmp_path: Path) -> Non
 def test_the_first_document_comes_before_the_last_is_read(name: str, tmp_path: Path) -> None:
     good = 'id,text\na,b\n{broken"\n' if name.endswith(".csv") else '{"id": "a", "text": "b"}\n{broken\n'
     data = good.encode()
-    path = table_file(tmp_path, gzip.compress(data) if name.endswith(".gz") else data, name)
+    path = table_file(tmp_path, gzip.compress(data, mtime=0) if name.endswith(".gz") else data, name)
     for stream in (read_documents(path).entries(), entries(read_documents(path))):
         assert next(stream) == (f"{path}, line {2 if name.endswith('.csv') else 1}", Document("a", "b"))
         with pytest.raises(DocumentError):

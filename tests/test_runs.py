@@ -117,7 +117,7 @@ QRELS = {
 def test_qrels_of_both_forms(name: str, zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / (name + ".gz" * zipped)
     raw = QRELS[name].encode()
-    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if zipped else raw)
     assert read_qrels(path) == {"q1": {"d1": 2, "d2": -1}, "q2": {"d1": 0}}
 
 

@@ -48,7 +48,7 @@ def test_the_delimiter_follows_from_the_name(tmp_path: Path) -> None:
     expected = [Document("a", "x, y", "", {"n": "1"})]
     assert list(read_csv(table_file(tmp_path, '_id,text,n\na,"x, y",1\n'))) == expected
     assert list(read_csv(table_file(tmp_path, "_id\ttext\tn\na\tx, y\t1\n", "docs.TSV"))) == expected
-    packed = gzip.compress(b"\xef\xbb\xbf_id\ttext\tn\r\na\tx, y\t1\r\n")
+    packed = gzip.compress(b"\xef\xbb\xbf_id\ttext\tn\r\na\tx, y\t1\r\n", mtime=0)
     assert list(read_csv(table_file(tmp_path, packed, "docs.tsv.gz"))) == expected
     other = table_file(tmp_path, "id|text\n", "docs.txt")
     with pytest.raises(SourceError, match=r"ends neither in \.csv nor in \.tsv: say which delimiter"):
