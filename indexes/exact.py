@@ -156,11 +156,11 @@ class StoredVectors:
 
     @cached_property
     def _resident(self) -> NDArray[np.float32]:
-        """The vectors in memory of their own, copied when large batches first ask for them; not where they are too many.
+        """The vectors in memory of their own, copied when large batches first ask for them.
 
         Multiplying matrices goes over them again and again, and the small pages of a mapped file make that 5% slower.
         """
-        return np.array(self.values) if self.values.nbytes <= _MOST_RESIDENT else self.values
+        return np.array(self.values)
 
     @property
     def _quickest(self) -> NDArray[np.float32]:

@@ -16,7 +16,8 @@ from numbers import Real
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.errors import QueryError, RunError, SpecError
+from retrievers.errors import RunError, SpecError
+from retrievers.queries import check_count
 from retrievers.runs import Run, decreasing, ranking
 from retrievers.specs import Spec
 
@@ -215,7 +216,7 @@ def fuse(
         raise SpecError("there is no run to fuse: give two or more")
     factors = method.weigh(weights, len(runs))
     if depth is not None:
-        check_depth(depth)
+        check_count("depth", depth)
     fused: Run = {}
     for query in dict.fromkeys(query for run in runs for query in run):
         ranked = tabulate(method, runs, query, depth).ranked(factors)[:depth]
@@ -237,13 +238,6 @@ def tabulate(
                     f"-{_MOST_SCORE:g} to {_MOST_SCORE:g}"
                 )
     return Table.of(fusion, parts)
-
-
-def check_depth(depth: int) -> int:
-    """Raise QueryError for what is no number of documents."""
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-        raise QueryError(f"depth is {depth!r}: it must be a whole number of at least 1")
-    return int(depth)
 
 
 def _with_ties(scores: Floats) -> Floats:

@@ -8,12 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
-import numpy as np
-
 from retrievers.documents import Document, Hit, found_hit
-from retrievers.errors import HybridError, QueryError, UnknownIdError
+from retrievers.errors import HybridError, UnknownIdError
 from retrievers.explanations import Contribution, Explanation
-from retrievers.fusion import Fusion, Table, check_depth
+from retrievers.fusion import Fusion, Table
+from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, reranked
 from retrievers.retriever import Retriever
 
@@ -56,7 +55,7 @@ class HybridRetriever:
                 raise HybridError(f"parts {first} and {number} are the same index, {part.path}: give each once")
         self._fusion = Fusion.parse(fusion)
         self._factors = self._fusion.weigh(weights, len(self._parts))
-        self._depth = check_depth(depth)
+        self._depth = check_count("depth", depth)
         names = [part.path.resolve().name for part in self._parts]
         self._names = tuple(names if len(set(names)) == len(names) else (str(part.path) for part in self._parts))
 
@@ -208,9 +207,8 @@ class HybridRetriever:
     ) -> list[tuple[list[list[tuple[str, float]]], dict[str, Document]]]:
         """For each query the ids and scores that each part found, best first, and the documents of all of them."""
         # The parts see the larger of two numbers, and could not refuse this one.
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise QueryError(f"k is {k!r}: it must be a whole number of at least 1")
-        hits = [part.search(texts, max(self._depth, int(k)), filter=filter) for part in self._parts]
+        deepest = max(self._depth, check_count("k", k))
+        hits = [part.search(texts, deepest, filter=filter) for part in self._parts]
         return [
             ([[(hit.id, hit.score) for hit in part] for part in found], self._documents(found))
             for found in zip(*hits, strict=True)

@@ -7,6 +7,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from retrievers.errors import QueryError
 from retrievers.lines import read_lines
 from retrievers.records import parse_record
@@ -37,6 +39,13 @@ def read_queries(source: str) -> Iterator[Query]:
         if first is not place:
             raise QueryError(f"query id {query.id!r} came twice: {first}, and {place}; ids must differ")
         yield query
+
+
+def check_count(what: str, value: object) -> int:
+    """A number of hits that was asked for, called ``what``. Raises QueryError for what is no whole number of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise QueryError(f"{what} is {value!r}: it must be a whole number of at least 1")
+    return int(value)
 
 
 def numbered(texts: Iterable[str]) -> Iterator[Query]:

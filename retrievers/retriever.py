@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
-import numpy as np
-
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
 from retrievers.encoders import Encoder, check_encoder, check_same, load_encoder, open_encoder
@@ -18,6 +16,7 @@ from retrievers.indexes import bitmaps
 from retrievers.indexes.kinds import default_index, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot
+from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
@@ -168,8 +167,7 @@ class Retriever:
             for number, text in enumerate(texts):
                 if not isinstance(text, str):
                     raise QueryError(f"query {number} is a {type(text).__name__}, {text!r:.80}: queries are strings")
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise QueryError(f"k is {k!r}: it must be a whole number of at least 1")
+        check_count("k", k)
         condition = None if filter is None else parse_filter(filter)
         first = k if rerank is None else check_depth(depth, k)
         reranker = None if rerank is None else as_reranker(rerank)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from retrievers.errors import LeakError, MeasureError, QrelsError, SpecError
 from retrievers.evaluation import measure_run, parse_measures
-from retrievers.fusion import Fusion, check_depth, tabulate
+from retrievers.fusion import Fusion, tabulate
+from retrievers.queries import check_count
 
 _MOST_TRIALS = 500  # the grid of 3 parts in steps of 1/20 has 231 points, that of 4 has 1,771
 
@@ -66,7 +67,7 @@ def tune(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SpecError(f"steps is {steps!r}: it must be a whole number of at least 1")
     if depth is not None:
-        check_depth(depth)
+        check_count("depth", depth)
     measures = parse_measures(measure)
     if len(measures) != 1:
         raise MeasureError(f"{measure!r} names {len(measures)} measures: weights are tuned for one")

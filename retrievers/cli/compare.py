@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrievers.cli import options
-from retrievers.cli.evaluate import Data, Measures, Qrels, Queries, Split
+from retrievers.cli.evaluate import MEASURES, Data, Measures, Qrels, Queries, Split
 from retrievers.cli.failures import complain, warn_unfinished
 from retrievers.cli.progress import Meter
 
 if TYPE_CHECKING:
     from retrievers.evaluation import Evaluation
 
-_MEASURES = "nDCG@10 R@100 RR@10 AP"
 _MANIFEST = "manifest.json"
 
 
@@ -47,7 +46,7 @@ def compare(
     split: Split = "test",
     queries: Queries = None,
     qrels: Qrels = None,
-    measures: Measures = _MEASURES,
+    measures: Measures = MEASURES,
     format: Annotated[Format, typer.Option(help="text for people, json, or csv with a row a system.")] = Format.text,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with tables and plots.")] = None,
     combine: Annotated[
@@ -67,7 +66,7 @@ def compare(
     named = names(systems)
     if combine:
         _refuse_with_combine(baseline=baseline, data=data, queries=queries, qrels=qrels, html=html)
-        _combine(named, None if measures == _MEASURES else measures, format)
+        _combine(named, None if measures == MEASURES else measures, format)
         return
     if len(systems) < 2:
         raise typer.BadParameter("give two systems or more", param_hint="SYSTEM")

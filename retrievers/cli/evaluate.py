@@ -15,7 +15,7 @@ from retrievers.cli.progress import Meter, print_rate
 if TYPE_CHECKING:
     from retrievers.evaluation import Evaluation
 
-_MEASURES = "nDCG@10 R@100 RR@10 AP"
+MEASURES = "nDCG@10 R@100 RR@10 AP"
 _NAMED = 5  # ids that stand in a warning
 
 
@@ -46,7 +46,7 @@ def evaluate(
     split: Split = "test",
     queries: Queries = None,
     qrels: Qrels = None,
-    measures: Measures = _MEASURES,
+    measures: Measures = MEASURES,
     k: Annotated[
         int | None, typer.Option("-k", min=1, metavar="N", help="Hits a query; by default what is measured.")
     ] = None,
