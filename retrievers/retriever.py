@@ -98,6 +98,11 @@ class Retriever:
         return self._root
 
     @property
+    def size(self) -> int:
+        """The bytes of all files of the index, added up anew at each call."""
+        return sum(file.stat().st_size for file in self._root.rglob("*") if file.is_file())
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder, loaded at the first use."""
         if self._encoder is None:

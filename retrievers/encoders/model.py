@@ -31,8 +31,8 @@ CLASS_NAMES: dict[str, str] = {
 MODEL_FOLDER = "model"
 _PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 # Measured on one core with models of 4 and 23 million parameters: a batch whose activations fit the cache is fastest.
-# A sparse model's logits take 4 bytes times the vocabulary for every token of a batch.
-_CPU_TOKENS: dict[NeuralKind, int] = {"dense": 1024, "multi-vector": 1024, "sparse": 512}
+# Where its head cannot be pooled in slices, a sparse model's logits take 4 bytes times the vocabulary for every token.
+_CPU_TOKENS: dict[NeuralKind, int] = {"dense": 1024, "multi-vector": 1024, "sparse": 1024}
 _ACCELERATOR_TOKENS: dict[NeuralKind, int] = {"dense": 16384, "multi-vector": 16384, "sparse": 4096}
 _DTYPES = ("float32", "bfloat16", "float16")
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 10^30

@@ -64,6 +64,7 @@ class SparseEncoder:
         if self.table is not None:
             self._width = self.table.vocabulary
         self._neural.apply_dtype()
+        _pool_heads(self._neural)
 
     @classmethod
     def inference_free(
@@ -158,6 +159,7 @@ class SparseEncoder:
             neural.location = None
         self._special = _special_ids(neural)
         neural.apply_dtype()
+        _pool_heads(neural)
         return neural
 
     @property
@@ -194,11 +196,14 @@ class SparseEncoder:
 
     def _encode(self, texts: Sequence[str], task: Task) -> csr_matrix[np.float32]:
         neural, width = self.neural, self.vocabulary
+        from retrievers.encoders.vocabulary_head import pooled_heads
+
         parts: list[csr_matrix[np.float32]] = []
         places: list[NDArray[np.int64]] = []
-        for positions, features in neural.run(texts, task, **_limit(neural)):
-            places.append(positions)
-            parts.append(self._compress(neural, features["sentence_embedding"], width, task))
+        with pooled_heads():
+            for positions, features in neural.run(texts, task, **_limit(neural)):
+                places.append(positions)
+                parts.append(self._compress(neural, features["sentence_embedding"], width, task))
         if not parts:
             return vectors.csr(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), width)
         stacked: Any = vectors.concatenate(parts)
@@ -273,6 +278,12 @@ class SparseEncoder:
         self.neural.save(folder)
         if self._stored is not None:
             self._stored = None
+
+
+def _pool_heads(neural: NeuralModel) -> None:
+    from retrievers.encoders import vocabulary_head
+
+    vocabulary_head.install(neural.model)
 
 
 def _limit(neural: NeuralModel) -> dict[str, int]:

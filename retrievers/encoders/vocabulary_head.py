@@ -1,0 +1,147 @@
+"""The head of a masked-language model, pooled over positions as it is computed.
+
+SPLADE keeps, for each entry of the vocabulary, the highest logit of any position (Formal et al., 2021, SPLADE v2, equation
+6). The logits of a batch take ``batch x length x vocabulary`` numbers, of which one in ``length`` survives. Here the head
+goes over the vocabulary in slices that fit a cache and keeps the highest only, and its gradient goes to the positions that
+were highest and nowhere else. The activation (``log1p(relu)`` and its like) rises with the logit, so that it may come after
+the maximum: sentence-transformers' own pooling does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_SLICE_NUMBERS = {"cpu": 1 << 19}  # logits of a slice: some megabytes, which stay in a cache
+_ACCELERATOR_NUMBERS = 1 << 26
+
+_wanted: ContextVar[bool] = ContextVar("retrievers_pooled_head", default=False)
+_mask: ContextVar[torch.Tensor | None] = ContextVar("retrievers_pooled_head_mask", default=None)
+
+
+@contextmanager
+def pooled_heads() -> Iterator[None]:
+    """Models that :func:`install` has seen give pooled logits ``[batch, 1, vocabulary]`` within this context."""
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def install(model: Any) -> None:
+    """Let the heads of a ``SparseEncoder`` pool over positions, within :func:`pooled_heads`.
+
+    That is each masked-language model which a ``SpladePooling`` by maximum follows, on either side of a router. Nothing
+    else changes: weights, names, what is saved, and outputs outside of that context are as before. Models of other
+    shapes are left as they are.
+    """
+    first = model[0]
+    if hasattr(first, "sub_modules"):
+        for route in first.sub_modules.values():
+            _install_pair(list(route))
+    else:
+        _install_pair(list(model))
+
+
+def _install_pair(modules: list[Any]) -> None:
+    if len(modules) < 2 or type(modules[1]).__name__ != "SpladePooling" or modules[1].pooling_strategy != "max":
+        return
+    reader = modules[0]
+    if getattr(reader, "transformer_task", None) != "fill-mask":
+        return
+    head = reader.model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:  # also where it is installed already, and where an adapter wraps it
+        return
+    head.__class__ = _PooledLinear
+    reader.register_forward_pre_hook(_before)
+    reader.register_forward_hook(_after, always_call=True)
+
+
+def _before(_module: Any, inputs: tuple[Any, ...]) -> None:
+    features = inputs[0]
+    if _wanted.get() and "attention_mask" in features and "cu_seq_lens_q" not in features:
+        _mask.set(features["attention_mask"])
+
+
+def _after(_module: Any, _inputs: Any, features: Any) -> Any:
+    mask = _mask.get()
+    _mask.set(None)
+    if mask is not None and isinstance(features, dict):
+        # One row a text, and a text without any token gives zeros, as sentence-transformers' pooling does.
+        features["attention_mask"] = mask.any(dim=1, keepdim=True).to(mask.dtype)
+    return features
+
+
+class _PooledLinear(torch.nn.Linear):
+    """The output layer; within a forward pass that asked for it, the highest logits over the positions."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        mask = _mask.get()
+        if mask is None:
+            return super().forward(input)
+        return highest_logits(input, self.weight, self.bias, mask).unsqueeze(1)
+
+
+def highest_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor
+) -> torch.Tensor:
+    """The highest logit over the positions that ``mask`` keeps, ``[batch, vocabulary]``, differentiable once.
+
+    ``hidden`` is ``[batch, length, dim]``, ``weight`` ``[vocabulary, dim]``, ``bias`` ``[vocabulary]``, ``mask``
+    ``[batch, length]`` with 1 for a token. Where a row has no token its values mean nothing. Of equal logits the first
+    position gets the gradient, as in ``torch.max``.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    kept = mask.bool()
+    # Padding repeats the row's first token, which changes no maximum and costs no pass over the logits.
+    first = kept.to(torch.uint8).argmax(dim=1)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    hidden = torch.where(kept.unsqueeze(-1), hidden, hidden[rows, first].unsqueeze(1))
+    return _HighestLogits.apply(hidden, weight, bias)  # type: ignore[no-any-return]
+
+
+class _HighestLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        batch, length, width = hidden.shape
+        vocabulary = len(weight)
+        tokens = hidden.reshape(batch * length, width)
+        numbers = _SLICE_NUMBERS.get(hidden.device.type, _ACCELERATOR_NUMBERS)
+        step = max(64, min(vocabulary, numbers // max(1, batch * length)))
+        found = hidden.new_empty(batch, vocabulary)
+        for start in range(0, vocabulary, step):
+            part = slice(start, start + step)
+            logits = torch.nn.functional.linear(tokens, weight[part])
+            # The bias is the same at all positions, so it may come after the maximum.
+            torch.amax(logits.view(batch, length, -1), dim=1, out=found[:, part])
+        if bias is not None:
+            found += bias
+        ctx.save_for_backward(hidden, weight)
+        ctx.with_bias = bias is not None
+        return found
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        to_hidden, to_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        for row in range(len(hidden)):
+            # What a relu has cut off has no gradient, so that as a rule few entries are left.
+            entries = given[row].nonzero().squeeze(1)
+            if not len(entries):
+                continue
+            chosen, slopes = weight[entries], given[row, entries].unsqueeze(1)
+            places = (hidden[row] @ chosen.T).argmax(dim=0)
+            to_hidden[row].index_add_(0, places, slopes * chosen)
+            to_weight.index_add_(0, entries, slopes * hidden[row, places])
+        return to_hidden, to_weight, given.sum(dim=0) if ctx.with_bias else None
