@@ -124,3 +124,11 @@ class HybridError(RetrieversError, ValueError):
 
 class ComparisonError(RetrieversError, ValueError):
     """Systems cannot be compared: they were not measured on the same queries, or there is too little to compare."""
+
+
+class TrainingDataError(RetrieversError, ValueError):
+    """Training data is not well formed, contradicts itself, or lacks what was asked of it."""
+
+
+class TrainingError(RetrieversError, RuntimeError):
+    """Training cannot go on: the loss broke, or the model collapsed; the message has the step and the likely mend."""

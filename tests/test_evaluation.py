@@ -220,3 +220,39 @@ def test_tasks_from_folders_and_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
     with pytest.raises(SourceNotFoundError, match=r"holds no qrels/test\.tsv"):
         task(data, "test", None, None)
+
+
+def test_tasks_of_ir_datasets(tmp_path: Path) -> None:
+    import ir_datasets
+    from ir_datasets.formats import BaseQrels, BaseQueries, GenericQuery, TrecQrel
+
+    class Queries(BaseQueries):
+        def queries_iter(self) -> Any:
+            yield from (GenericQuery("q1", "white whale"), GenericQuery("q2", "not judged"))
+
+        def queries_cls(self) -> Any:
+            return GenericQuery
+
+    class Judgements(BaseQrels):
+        def qrels_iter(self) -> Any:
+            yield from (TrecQrel("q1", "d1", 2, "0"), TrecQrel("q1", "d2", -1, "0"))
+
+        def qrels_cls(self) -> Any:
+            return TrecQrel
+
+        def qrels_defs(self) -> Any:
+            return {}
+
+    name = f"local/{tmp_path.name}"
+    ir_datasets.registry.register(name, ir_datasets.Dataset(Queries(), Judgements()))
+    Retriever.build(
+        tmp_path / "index", [Document("d1", "the white whale"), Document("d2", "a harpoon")], encoder="bm25"
+    )
+    done = invoke(
+        "evaluate", tmp_path / "index", "--data", f"irds:{name}", "--measures", "RR nDCG@10", "--format", "json"
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["means"] == {"RR": 1.0, "nDCG@10": 1.0}
+    assert "1 queries of irds" in done.stderr
+    with pytest.raises(SourceNotFoundError, match="no-such/set"):
+        read_task("irds:no-such/set", "test", None, None, queries_needed=True)

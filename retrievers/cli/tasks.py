@@ -61,7 +61,9 @@ def _from_ir_datasets(name: str) -> tuple[dict[str, str], Qrels]:
     try:
         import ir_datasets
     except ImportError as error:
-        raise MissingDependencyError("ids of ir-datasets need that package: pip install ir-datasets") from error
+        raise MissingDependencyError(
+            "ids of ir-datasets need that package: pip install 'tri-retrievers[ir-datasets]', or pip install ir-datasets"
+        ) from error
     try:
         dataset = ir_datasets.load(name)
     except KeyError:
