@@ -132,3 +132,7 @@ class TrainingDataError(RetrieversError, ValueError):
 
 class TrainingError(RetrieversError, RuntimeError):
     """Training cannot go on: the loss broke, or the model collapsed; the message has the step and the likely mend."""
+
+
+class RecipeError(RetrieversError, ValueError):
+    """A training recipe has a key that is not known, or a value that does not fit; the message names the nearest key."""
