@@ -22,7 +22,7 @@ from retrievers.retriever import Retriever
 from retrievers.runs import read_qrels
 from retrievers.training.recipe import Development
 
-_ENCODERS: dict[str, Any] = {"dense": DenseEncoder, "sparse": SparseEncoder, "multi-vector": MultiVectorEncoder}
+ENCODERS: dict[str, Any] = {"dense": DenseEncoder, "sparse": SparseEncoder, "multi-vector": MultiVectorEncoder}
 MEASURE = "nDCG@10"
 
 
@@ -66,7 +66,7 @@ class DevelopmentSet:
         training = model.training
         folder = Path(tempfile.mkdtemp(prefix="retrievers-development-"))
         try:
-            with Retriever.build(folder / "index", self.documents, encoder=_ENCODERS[kind](model)) as retriever:
+            with Retriever.build(folder / "index", self.documents, encoder=ENCODERS[kind](model)) as retriever:
                 return evaluate(retriever, self.queries, self.qrels, MEASURE, k=10).means[MEASURE]
         finally:
             shutil.rmtree(folder, ignore_errors=True)

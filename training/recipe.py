@@ -34,18 +34,25 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """``set`` is the folder of a training set; ``teachers`` weigh alike where ``weights`` is empty."""
+    """``set`` is the folder of a training set; ``teachers`` weigh alike where ``weights`` is empty.
+
+    ``leaks`` tells whether queries of the development set may stand among those of training.
+    """
 
     set: str = ""
     teachers: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     normalise: Literal["min-max", "z", "none"] = "min-max"
     ensemble_scale: float = 30.0
+    leaks: Literal["refuse", "allow"] = "refuse"
 
 
 @dataclass(frozen=True)
 class Batches:
-    """``size`` queries a step, over all processes; ``chunk`` of them are encoded at a time (gradient caching; 0: all)."""
+    """``size`` queries a batch, over all processes; ``chunk`` of them are encoded at a time (gradient caching; 0: all).
+
+    A step of the optimiser takes ``accumulate`` batches.
+    """
 
     scheme: Literal["random", "topics"] = "random"
     size: int = 32
@@ -57,6 +64,7 @@ class Batches:
     draw: Literal["balanced", "quantile", "random", "hardest"] = "random"
     fraction: float = 1.0  # of the queries, drawn anew each epoch
     chunk: int = 0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,8 @@ class Recipe:
             ("batches.negatives", self.batches.negatives, 0),
             ("batches.topics", self.batches.topics, 1),
             ("batches.per_batch", self.batches.per_batch, 1),
+            ("batches.chunk", self.batches.chunk, 0),
+            ("batches.accumulate", self.batches.accumulate, 1),
             ("optimiser.steps", self.optimiser.steps, 1),
             ("development.every", self.development.every, 1),
             ("development.average", self.development.average, 1),

@@ -30,6 +30,7 @@ FORMAT = 1
 _NAME = "training-set.json"
 _PAIRS = 1 << 16  # pairs whose ids are looked up at a time
 _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # nothing outside the folder
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ class TrainingSet:
         Raises TrainingDataError for rows that are not there, and where teachers have scored the earlier lists: their
         scores go with these, so that ``replace`` has to say so.
         """
+        if len(queries) != len(documents):
+            raise TrainingDataError(f"{len(queries)} query rows and {len(documents)} document rows are no pairs")
         if self.teachers and not replace:
             raise TrainingDataError(
                 f"{self.path} has scores of {', '.join(self.teachers)} for its candidates, which new candidates would "
@@ -202,9 +205,18 @@ class TrainingSet:
         self._replace({**manifest, "candidates": name, "scores": {}})
 
     def _manifest(self) -> dict[str, Any]:
-        manifest: Any = json.loads((self.path / _NAME).read_bytes())
+        place = self.path / _NAME
+        try:
+            manifest: Any = json.loads(place.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise TrainingDataError(f"{place} is damaged ({error}): build the set again") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise TrainingDataError(f"{self.path / _NAME} is of another version of the library: build the set again")
+            raise TrainingDataError(f"{place} is of another version of the library: build the set again")
+        scores = manifest.get("scores")
+        names = [manifest.get("positives"), manifest.get("candidates")]
+        names += scores.values() if isinstance(scores, dict) else [None]
+        if not all(isinstance(name, str) and _FILE.fullmatch(name) for name in names):
+            raise TrainingDataError(f"{place} names no files of the set: build the set again")
         return manifest
 
     def _read(self) -> None:
@@ -222,6 +234,10 @@ class TrainingSet:
         rows = load_array(self.path / f"{name}-rows.npy", np.int64, (None,))
         if offsets[0] != 0 or offsets[-1] != len(rows) or np.any(offsets[1:] < offsets[:-1]):
             raise TrainingDataError(f"{self.path / f'{name}-offsets.npy'} does not fit its rows: build the set again")
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(self.documents)):
+            raise TrainingDataError(
+                f"{self.path / f'{name}-rows.npy'} names documents that are not there: build the set again"
+            )
         return Lists(offsets, rows)
 
     def _fresh(self, stem: str, suffix: str) -> str:

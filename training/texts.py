@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from retrievers.errors import TrainingDataError
 from retrievers.indexes.arrays import load_array
 
+_Raw = bytes  # within the class the name is that of a property
 _FLUSHED = 1 << 20  # bytes that are held before they are written
+_OVERHEAD = 128  # bytes that a pair takes beside its id and text while it is held
 _BLOCK = 1 << 16  # ids that are checked for duplicates at a time
 
 
@@ -26,6 +28,7 @@ class Texts:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._offsets: dict[str, NDArray[np.int64]] = {}
         self._bytes: dict[str, mmap.mmap | bytes] = {}
         for name in ("texts", "ids"):
@@ -64,7 +67,7 @@ class Texts:
                         f"a {what} is a pair of an id and a text, and {id!r:.80}: {text!r:.80} came"
                     )
                 held.append((_utf8(id, what), _utf8(text, what)))
-                size += len(held[-1][1])
+                size += len(held[-1][0]) + len(held[-1][1]) + _OVERHEAD
                 if size > _FLUSHED:
                     flush()
                     size = 0
@@ -108,8 +111,11 @@ class Texts:
         for number, (id, start) in enumerate(zip(encoded, starts.tolist(), strict=True)):
             at = start
             while at < len(self._hashes) and self._hashes[at] == wanted[number]:
-                if self._raw("ids", int(self._order[at])) == id:
-                    found[number] = self._order[at]
+                row = int(self._order[at])
+                if not 0 <= row < len(self):
+                    raise self._damaged("order.npy")
+                if self._raw("ids", row) == id:
+                    found[number] = row
                     break
                 at += 1
         return found
@@ -120,13 +126,21 @@ class Texts:
         return len(self._bytes["texts"])
 
     def _read(self, name: str, row: int) -> str:
-        return self._raw(name, row).decode("utf-8")
+        try:
+            return self._raw(name, row).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"{name}.bin") from error
 
-    def _raw(self, name: str, row: int) -> bytes:
+    def _raw(self, name: str, row: int) -> _Raw:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        offsets = self._offsets[name]
-        return bytes(self._bytes[name][int(offsets[row]) : int(offsets[row + 1])])
+        first, last = self._offsets[name][row : row + 2].tolist()
+        if not 0 <= first <= last <= len(self._bytes[name]):
+            raise self._damaged(f"{name}.npy")
+        return bytes(self._bytes[name][first:last])
+
+    def _damaged(self, name: str) -> TrainingDataError:
+        return TrainingDataError(f"{self._folder / name} is damaged: build the training set again")
 
     def _refuse_duplicates(self, what: str) -> None:
         for first in range(0, len(self._hashes), _BLOCK):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retrievers.cli import compare, doctor, encode, evaluate, fuse, index, search
+from retrievers.cli import compare, doctor, encode, evaluate, fuse, index, mine, score, search, train
 from retrievers.cli.failures import Verbs, guard
 
 app = typer.Typer(
@@ -49,6 +49,9 @@ app.command("encode")(encode.encode)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("fuse")(fuse.fuse)
+app.command("mine")(mine.mine)
+app.command("score")(score.score)
+app.add_typer(train.app, name="train")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,281 @@
+"""Training runs, from a recipe to a model that an index takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import splade_folder
+from typer.testing import CliRunner
+
+from retrievers import Document, Retriever, demo
+from retrievers.cli import app
+from retrievers.errors import LeakError, RecipeError
+from retrievers.training.recipe import Batches, Data, Development, Loss, Model, Optimiser, Recipe, Sparsity
+from retrievers.training.sets import TrainingSet
+
+QUERIES, DOCUMENTS = 160, 400
+
+
+def _documented() -> list[tuple[str, Document]]:
+    """Docstrings whose first line can be the query of what comes after it."""
+    found = []
+    for document in demo.documents():
+        first, _, rest = document.text.strip().partition("\n")
+        if len(first) > 20 and len(rest.strip()) > 80:
+            found.append((first.strip(), Document(document.id, rest.strip()[:600])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training set of real docstrings with candidates of bm25 and two teachers, and a BEIR folder for development."""
+    root = tmp_path_factory.mktemp("train")
+    entries = list(islice({first: (first, document) for first, document in _documented()}.values(), DOCUMENTS))
+    documents = [document for _, document in entries]
+    asked = {f"q{n}": (first, document.id) for n, (first, document) in enumerate(entries)}
+    training = dict(islice(asked.items(), QUERIES))
+    development = dict(list(asked.items())[QUERIES : QUERIES + 40])
+    with Retriever.build(root / "bm25", documents) as retriever:
+        hits = {id: retriever.search(text, k=12) for id, (text, _) in training.items()}
+    candidates = [(id, hit.id) for id, found in hits.items() for hit in found]
+    candidates += [(id, positive) for id, (_, positive) in training.items()]
+    made = TrainingSet.build(
+        root / "set",
+        ((id, text) for id, (text, _) in training.items()),
+        documents,
+        ((id, positive) for id, (_, positive) in training.items()),
+        candidates,
+    )
+    scores = np.full(len(made.candidates.rows), np.nan, np.float32)
+    draws = np.random.default_rng(0)
+    for query in range(len(made)):
+        span = made.candidates.span(query)
+        rows = made.candidates.rows[span]
+        known = {hit.id: hit.score for hit in hits[made.queries.id(query)]}
+        scores[span] = [known.get(id, 0.0) for id in made.documents.ids(rows)]
+        scores[span][np.isin(rows, made.positives.of(query))] += 10
+    made.add_scores("lexical", scores)
+    made.add_scores("noisy", scores + draws.normal(size=len(scores)).astype(np.float32))
+    beir = root / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    _lines(beir / "corpus.jsonl", ({"_id": one.id, "title": "", "text": one.text} for one in documents))
+    _lines(beir / "queries.jsonl", ({"_id": id, "text": text} for id, (text, _) in development.items()))
+    grades = "".join(f"{id}\t{positive}\t1\n" for id, (_, positive) in development.items())
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + grades)
+    return root
+
+
+def _lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _recipe(folder: Path, output: str, **parts: object) -> Recipe:
+    base = Recipe(
+        name="test",
+        output=str(folder / output),
+        model=Model(start=str(splade_folder()), document_length=64),
+        data=Data(set=str(folder / "set")),
+        batches=Batches(size=8, negatives=0),
+        optimiser=Optimiser(steps=6, rate=5e-4),
+        development=Development(every=3),
+    )
+    return replace(base, **parts)  # type: ignore[arg-type]
+
+
+KINDS = {
+    "contrastive": {},
+    "tas-balanced": {
+        "batches": Batches(scheme="topics", size=8, topics=6, negatives=1, draw="balanced"),
+        "loss": Loss(name="dual-teacher", scale=10.0, in_batch_teacher="bm25"),
+    },
+    "inference-free": {
+        "model": "sparse",
+        "batches": Batches(size=4, negatives=3, draw="balanced"),
+        "loss": Loss(name="kl", scale=1.0),
+        "sparsity": Sparsity(weight=0.02, rise=4, threshold=10),
+        "optimiser": Optimiser(steps=6, rate=2e-4, query_rate=1e-3),
+    },
+    "colbert": {
+        "model": "multi-vector",
+        "batches": Batches(size=4, negatives=3, draw="quantile"),
+        "loss": Loss(name="kl", scale=1.0),
+    },
+}
+
+
+def _parts(folder: Path, name: str) -> dict[str, object]:
+    parts: dict[str, object] = dict(KINDS[name])
+    kind = parts.pop("model", "dense")
+    parts["model"] = Model(start=str(splade_folder()), kind=kind, document_length=64, dimension=32)  # type: ignore[arg-type]
+    if name != "contrastive":
+        parts["data"] = Data(set=str(folder / "set"), teachers=("lexical", "noisy"))
+    return parts
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_each_recipe_trains_a_model_that_an_index_takes(folder: Path, tmp_path: Path, name: str) -> None:
+    from retrievers.training.run import train
+    from retrievers.training.trainer import Progress
+
+    seen: list[Progress] = []
+    recipe = _recipe(tmp_path, "run", **{"data": Data(set=str(folder / "set")), **_parts(folder, name)})
+    recipe = replace(recipe, development=Development(data=str(folder / "beir"), every=3, documents=60, average=2))
+    done = train(recipe, device="cpu", report=seen.append)
+    assert [progress.step for progress in seen] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(progress.loss) for progress in seen)
+    assert (seen[-1].active is not None) == (name == "inference-free")
+    documents = [Document("a", "list the files of a package"), Document("b", "the weather is lovely today")]
+    with Retriever.build(tmp_path / "index", documents, encoder=str(done.model)) as retriever:
+        assert retriever.search("list files", k=1)[0].id == "a"
+    card = (done.model / "README.md").read_text(encoding="utf-8")
+    assert f"nDCG@10 {done.quality:.4f}" in card
+    assert 'name = "test"' in card
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in log if "nDCG@10" in line} == {3, 6}
+    assert done.command.endswith(str(done.model))
+    again = train(recipe, device="cpu")
+    assert again == done
+
+
+_SCRIPT = """
+import sys
+from retrievers.training.recipe import Recipe
+from retrievers.training.run import train
+train(Recipe.load(sys.argv[1]), device="cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL is of POSIX systems")
+@pytest.mark.parametrize("name", ["tas-balanced", "inference-free"])
+def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, name: str) -> None:
+    recipes = []
+    for output in ("whole", "killed"):
+        recipe = _recipe(tmp_path, output, **_parts(folder, name))
+        recipe = replace(
+            recipe,
+            optimiser=replace(recipe.optimiser, steps=40),
+            development=Development(data=str(folder / "beir"), every=4, documents=60),
+        )
+        recipes.append(tmp_path / f"{output}.toml")
+        recipes[-1].write_text(recipe.to_toml(), encoding="utf-8")
+
+    def run(recipe: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", _SCRIPT, str(recipe)], env=environment, stderr=subprocess.PIPE)
+
+    whole = run(recipes[0])
+    _, errors = whole.communicate(timeout=600)
+    assert whole.returncode == 0, errors.decode()
+    kills = 0
+    for step in (4, 12, 20, 28):
+        process = run(recipes[1])
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(int(path.name.rpartition("-")[2]) >= step for path in (tmp_path / "killed").glob("checkpoint-*")):
+                time.sleep(0.05)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.communicate(timeout=300)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2
+    last = run(recipes[1])
+    _, errors = last.communicate(timeout=600)
+    assert last.returncode == 0, errors.decode()
+    one, other = (tmp_path / output / "model" for output in ("whole", "killed"))
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def test_a_changed_recipe_does_not_go_on_with_the_run_of_another(folder: Path, tmp_path: Path) -> None:
+    from retrievers.training.run import train
+
+    recipe = _recipe(tmp_path, "run", data=Data(set=str(folder / "set")), optimiser=Optimiser(steps=1))
+    train(recipe, device="cpu")
+    with pytest.raises(RecipeError, match="another recipe"):
+        train(replace(recipe, seed=1), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"data": {"teachers": ("absent",)}, "loss": Loss(name="margin-mse")},
+            "no scores: it has those of lexical, noisy",
+        ),
+        ({"batches": Batches(negatives=1, draw="balanced")}, "reads the scores of teachers"),
+        ({"loss": Loss(name="kl")}, "learns from teachers"),
+    ],
+    ids=["teacher", "draw", "loss"],
+)
+def test_what_a_recipe_lacks_is_said_before_the_work(
+    folder: Path, tmp_path: Path, parts: dict[str, object], message: str
+) -> None:
+    from retrievers.training.run import train
+
+    data = parts.pop("data", {})
+    parts.setdefault("batches", Batches(negatives=1))
+    with pytest.raises(RecipeError, match=message):
+        train(_recipe(tmp_path, "run", data=Data(set=str(folder / "set"), **data), **parts))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_development_query_among_the_training_queries_is_refused(folder: Path, tmp_path: Path) -> None:
+    from retrievers.training.run import train
+
+    found = TrainingSet.open(folder / "set")
+    leaking = tmp_path / "beir"
+    (leaking / "qrels").mkdir(parents=True)
+    (leaking / "corpus.jsonl").write_bytes((folder / "beir" / "corpus.jsonl").read_bytes())
+    _lines(leaking / "queries.jsonl", [{"_id": "x", "text": found.queries.text(3).upper() + "."}])
+    positive = found.documents.id(int(found.positives.of(3)[0]))
+    (leaking / "qrels" / "dev.tsv").write_text(f"query-id\tcorpus-id\tscore\nx\t{positive}\t1\n")
+    recipe = _recipe(tmp_path, "run", data=Data(set=str(folder / "set")), development=Development(data=str(leaking)))
+    with pytest.raises(LeakError, match=r"data\.leaks"):
+        train(recipe, device="cpu")
+    allowed = replace(recipe, data=replace(recipe.data, leaks="allow"), optimiser=Optimiser(steps=1))
+    assert train(allowed, device="cpu").steps == 1
+
+
+def test_the_command_trains_and_says_how_to_index(folder: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    settings = {
+        "model.start": str(splade_folder()),
+        "data.set": str(folder / "set"),
+        "output": str(tmp_path / "run"),
+        "optimiser.steps": "2",
+        "batches.size": "8",
+    }
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = run.invoke(app, ["train", "contrastive", *given, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"index with it: retrievers index build DOCUMENTS -o INDEX --encoder {tmp_path / 'run' / 'model'}"
+    shown = run.invoke(app, ["train", "contrastive", *given, "--show"])
+    assert "steps = 2" in shown.stdout
+    wrong = run.invoke(app, ["train", "contrastive", "--set", "optimiser.step=2"])
+    assert wrong.exit_code == 1
+    assert "optimiser.steps" in wrong.output
+
+
+def test_the_command_shows_topics(folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["train", "topics", str(folder / "set"), "-k", "5", "--plot", str(tmp_path / "topics.svg")]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"topics of {QUERIES} queries" in done.stdout
+    assert (tmp_path / "topics.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -1,0 +1,323 @@
+"""``train``: a recipe in, a plain sentence-transformers model out, which an index takes as its encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from retrievers.encoders.checkpoints import require_neural
+from retrievers.encoders.model import NeuralModel, load, quiet, save
+from retrievers.errors import LeakError, RecipeError
+from retrievers.training.batches import Batches, RandomBatches, TopicAwareBatches
+from retrievers.training.development import ENCODERS, MEASURE, DevelopmentSet
+from retrievers.training.ensemble import Ensemble
+from retrievers.training.examples import Assembler, Examples
+from retrievers.training.leaks import find_leaks
+from retrievers.training.losses import Loss
+from retrievers.training.models import starting_model
+from retrievers.training.objective import Objective
+from retrievers.training.objectives import DualTeacher, InfoNCE, ListwiseKL, MarginMSE
+from retrievers.training.processes import process_count, process_rank
+from retrievers.training.recipe import Recipe
+from retrievers.training.sets import TrainingSet
+from retrievers.training.teachers import LiveTeacher, live_teacher
+from retrievers.training.topics import Topics, find_topics_of
+from retrievers.training.trainer import (
+    BEST,
+    Loader,
+    Loop,
+    Progress,
+    arguments_class,
+    last_checkpoint,
+    same_run,
+    trainer_class,
+)
+
+MODEL, TOPICS = "model", "topics.npz"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave.
+
+    ``model`` is the folder of a plain sentence-transformers model, ``quality`` its nDCG@10 on the development set, None
+    where the recipe names none, ``steps`` those it took, and ``command`` indexes with it.
+    """
+
+    model: Path
+    quality: float | None
+    steps: int
+    command: str
+
+
+def train(
+    recipe: Recipe | str | Path,
+    settings: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    report: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train a retriever by a recipe: an object, a TOML file, or the name of a shipped one, with ``settings`` laid over it.
+
+    A run that was stopped goes on from its last checkpoint when it is started again with the same recipe, to the weights
+    that it would have had: on one CPU process they are the same to the last bit. Under ``torchrun`` each process takes its
+    share of every batch. ``report`` is called after each step, ``say`` with what a reader should know.
+
+    Raises RecipeError for a recipe that cannot be run, TrainingDataError for a set that lacks what it needs, TrainingError
+    where training breaks, MissingDependencyError without the extra ``train``.
+    """
+    found = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, settings)
+    found.check()
+    require_neural()
+    data = TrainingSet.open(found.data.set)
+    _check_data(found, data)
+    tell: Callable[[str], None] = say or (lambda _: None)
+    development = DevelopmentSet.read(found.development) if found.development.data else None
+    if development is not None:
+        _check_leaks(found, data, development, tell)
+    folder = Path(found.output)
+    transformers.utils.logging.set_verbosity_error()
+    arguments = _arguments(found, device)  # sets the processes up
+    if process_rank() == 0:
+        same_run(found, folder)
+    _wait()
+    done = folder / MODEL / "trained.json"
+    if done.is_file():
+        tell(f"{folder / MODEL} is trained already")
+        return _trained(folder, json.loads(done.read_text(encoding="utf-8")))
+    transformers.set_seed(found.seed)
+    # Documents are counted for the weights of query terms, by sparse models alone.
+    model = starting_model(found.model, _texts(data), device=device)
+    examples = _examples(found, data)
+    if found.batches.negatives:
+        tell(str(examples.report))
+    batches = _batches(found, data, examples, model, folder, tell)
+    objective = Objective(model, found.model.kind, _loss(found), special=_special(model, found.model.kind))
+    neural = NeuralModel(
+        model, found.model.kind, device=None, batch_size=32, dtype=None, max_batch_tokens=None, revision=None
+    )
+    guide: LiveTeacher | None = None
+    if found.loss.in_batch_teacher:
+        guide = live_teacher(found.loss.in_batch_teacher, training_set=data, device=device)
+    assembler = Assembler(
+        examples,
+        batches,
+        neural.preprocess,
+        in_batch=objective.loss.in_batch,
+        guide=guide,
+        rank=process_rank(),
+        processes=process_count(),
+    )
+    loop = Loop(found, development, report)
+    trainer = trainer_class(found.model.kind)(model=model, args=arguments, loss=objective, callbacks=[loop])
+    for callback in (transformers.ProgressCallback, transformers.PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.batches = Loader(assembler, found.optimiser.steps * found.batches.accumulate)
+    trainer.loop = loop
+    trainer.penalty = _penalty(found)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        tell(f"going on from step {checkpoint.name.rpartition('-')[2]}")
+    with quiet():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if process_rank() == 0:
+        _finish(found, folder, model, development, data, int(trainer.state.global_step), loop)
+    _wait()
+    return _trained(folder, json.loads(done.read_text(encoding="utf-8")))
+
+
+def _check_data(recipe: Recipe, data: TrainingSet) -> None:
+    missing = [teacher for teacher in recipe.data.teachers if teacher not in data.teachers]
+    if missing:
+        raise RecipeError(
+            f"data.teachers names {', '.join(missing)}, of which {data.path} has no scores: it has those of "
+            f"{', '.join(data.teachers) or 'no teacher'}; run `retrievers score`"
+        )
+    if recipe.batches.negatives and not len(data.candidates.rows):
+        raise RecipeError(
+            f"batches.negatives is {recipe.batches.negatives}, and {data.path} has no candidates: run `retrievers mine`, or "
+            "set it to 0"
+        )
+    if recipe.batches.negatives and recipe.batches.draw != "random" and not recipe.data.teachers:
+        raise RecipeError(
+            f"batches.draw is {recipe.batches.draw!r}, which reads the scores of teachers: name some in data.teachers, or "
+            "set it to 'random'"
+        )
+
+
+def _check_leaks(recipe: Recipe, data: TrainingSet, development: DevelopmentSet, say: Callable[[str], None]) -> None:
+    leaks = find_leaks(data, development.queries, development.qrels, development.documents)
+    if leaks and recipe.data.leaks == "refuse":
+        raise LeakError(
+            f"{data.path} and the development set {recipe.development.data}: {leaks}. Leave those training queries out "
+            "(find_leaks(...).mask() names them), measure on others, or set data.leaks to 'allow'"
+        )
+    if leaks:
+        say(str(leaks))
+
+
+def _texts(data: TrainingSet) -> Iterator[str]:
+    return (data.documents.text(row) for row in range(len(data.documents)))
+
+
+def _examples(recipe: Recipe, data: TrainingSet) -> Examples:
+    targets = None
+    if recipe.data.teachers and recipe.batches.negatives:
+        weights = recipe.data.weights or (1.0,) * len(recipe.data.teachers)
+        scale = 1.0 if recipe.data.normalise == "none" else recipe.data.ensemble_scale
+        ensemble = Ensemble(dict(zip(recipe.data.teachers, weights, strict=True)), recipe.data.normalise, scale)
+        scores = {teacher: data.scores(teacher) for teacher in recipe.data.teachers}
+        targets = ensemble.targets(scores, data.candidates.offsets)
+    return Examples(
+        data, negatives=recipe.batches.negatives, scheme=recipe.batches.draw, targets=targets, seed=recipe.seed
+    )
+
+
+def _batches(
+    recipe: Recipe, data: TrainingSet, examples: Examples, model: Any, folder: Path, say: Callable[[str], None]
+) -> Batches:
+    wanted = recipe.batches
+    if wanted.scheme == "random":
+        return RandomBatches(len(examples.queries), wanted.size, seed=recipe.seed, fraction=wanted.fraction)
+    place = folder / TOPICS
+    if process_rank() == 0 and not place.is_file():
+        _topics(recipe, data, examples, model).save(place)
+    _wait()
+    topics = Topics.load(place)
+    say(f"{topics.count:,} topics of {len(topics):,} queries")
+    return TopicAwareBatches(
+        topics.assignment, wanted.size, topics_per_batch=wanted.per_batch, over=wanted.over, seed=recipe.seed
+    )
+
+
+def _topics(recipe: Recipe, data: TrainingSet, examples: Examples, model: Any) -> Topics:
+    from retrievers.encoders import load_encoder
+
+    named = recipe.batches.topic_encoder
+    encoder = load_encoder(named) if named else ENCODERS[recipe.model.kind](model)
+    texts = data.queries.texts(examples.queries)
+    return find_topics_of(encoder, texts, recipe.batches.topics, seed=recipe.seed)
+
+
+def _loss(recipe: Recipe) -> Loss:
+    wanted = recipe.loss
+    if wanted.name == "infonce":
+        return InfoNCE(scale=wanted.scale)
+    if wanted.name == "margin-mse":
+        return MarginMSE(scale=wanted.scale)
+    if wanted.name == "dual-teacher":
+        return DualTeacher(scale=wanted.scale, in_batch_weight=wanted.in_batch_weight)
+    return ListwiseKL(
+        scale=wanted.scale, temperature=wanted.temperature, teacher_temperature=wanted.teacher_temperature
+    )
+
+
+def _special(model: Any, kind: str) -> tuple[int, ...]:
+    """The columns of a sparse document that no query of an inference-free model holds."""
+    if kind != "sparse":
+        return ()
+    return tuple(sorted(set(model[0].sub_modules["query"][0].tokenizer.all_special_ids)))
+
+
+def _penalty(recipe: Recipe) -> Any:
+    if recipe.model.kind != "sparse" or not recipe.sparsity.weight:
+        return None
+    from retrievers.training.sparsity import Penalty
+
+    return Penalty(recipe.sparsity, candidates=1 + recipe.batches.negatives)
+
+
+def _arguments(recipe: Recipe, device: str | None) -> Any:
+    wanted = recipe.optimiser
+    rates = {}
+    if recipe.model.kind == "sparse":
+        rates = {r"sub_modules\.query\.0\.weight$": wanted.query_rate}
+    return arguments_class(recipe.model.kind)(
+        output_dir=recipe.output,
+        max_steps=wanted.steps,
+        per_device_train_batch_size=recipe.batches.size,
+        gradient_accumulation_steps=recipe.batches.accumulate,
+        learning_rate=wanted.rate,
+        learning_rate_mapping=rates,
+        weight_decay=wanted.weight_decay,
+        warmup_steps=round(wanted.warmup * wanted.steps),
+        lr_scheduler_type=wanted.schedule,
+        max_grad_norm=wanted.largest_gradient,
+        bf16=wanted.precision == "bf16",
+        fp16=wanted.precision == "fp16",
+        seed=recipe.seed,
+        save_strategy="no",  # the loop asks for checkpoints
+        save_total_limit=max(2, recipe.development.average),
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        ignore_data_skip=True,  # the loader begins where the checkpoint was made
+        remove_unused_columns=False,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        ddp_find_unused_parameters=True,
+    )
+
+
+def _finish(
+    recipe: Recipe,
+    folder: Path,
+    model: Any,
+    development: DevelopmentSet | None,
+    data: TrainingSet,
+    steps: int,
+    loop: Loop,
+) -> None:
+    """Choose the weights, and save them with their card; whole or not at all."""
+    quality, chosen = loop.best, model
+    if development is not None and (folder / BEST).is_dir():
+        chosen = load(str(folder / BEST), recipe.model.kind, device="cpu")
+    if recipe.development.average > 1:
+        mean = _averaged(recipe, folder)
+        found = None if development is None else development.measure(mean, recipe.model.kind)
+        if found is None or quality is None or found > quality:
+            quality, chosen = found, mean
+    from retrievers.training.card import card
+
+    place = folder / (MODEL + ".new")
+    shutil.rmtree(place, ignore_errors=True)
+    chosen.eval()
+    save(chosen, place)
+    (place / "README.md").write_text(card(recipe, data, steps, quality), encoding="utf-8")
+    (place / "trained.json").write_text(json.dumps({"steps": steps, MEASURE: quality}), encoding="utf-8")
+    place.rename(folder / MODEL)
+
+
+def _averaged(recipe: Recipe, folder: Path) -> Any:
+    """The mean of the weights of the last checkpoints."""
+    places = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    models = [load(str(place), recipe.model.kind, device="cpu") for place in places[-recipe.development.average :]]
+    weights = [model.state_dict() for model in models]
+    mean = {
+        name: torch.stack([one[name].double() for one in weights]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in weights[-1].items()
+    }
+    models[-1].load_state_dict(mean)
+    return models[-1]
+
+
+def _trained(folder: Path, found: dict[str, Any]) -> Trained:
+    place = folder / MODEL
+    command = f"retrievers index build DOCUMENTS -o INDEX --encoder {shlex.quote(os.fspath(place))}"
+    return Trained(place, found[MEASURE], int(found["steps"]), command)
+
+
+def _wait() -> None:
+    if process_count() > 1:
+        torch.distributed.barrier()
