@@ -88,6 +88,15 @@ def make_dense(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def without_dropout(model: Any) -> Any:
+    """The model in evaluation mode but for SPLADE's pooling, which there overwrites what a gradient needs."""
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "SpladePooling":
+            module.train()
+    return model
+
+
 def copy_with(source: Path, folder: Path, filename: str, **changes: Any) -> Path:
     """A copy of a model's folder with some keys of one JSON file set, or dropped where the value is None."""
     shutil.copytree(source, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import TEXTS, make_dense, make_multi_vector, splade_folder
+from models import TEXTS, make_dense, make_multi_vector, splade_folder, without_dropout
 from torch import Tensor
 
 from retrievers.encoders.model import load
@@ -78,7 +78,7 @@ def _counted(model: Any) -> tuple[list[int], Callable[[], None]]:
 
 
 def test_gradients_are_those_of_the_whole_batch(model: Any, kind: str) -> None:
-    model.eval()
+    without_dropout(model)
     batch = _batch(model)
     loss, wanted = _gradients(Objective(model, kind, LOSSES[kind]), batch)
     rows, remove = _counted(model)
@@ -106,7 +106,7 @@ def test_dropout_is_the_same_when_a_chunk_is_encoded_again(model: Any, kind: str
     torch.manual_seed(3)
     cached, found = _gradients(CachedObjective(model, kind, LOSSES[kind], chunk=CHUNK), batch)
     assert torch.rand(1) == after  # nor do the numbers drawn later change
-    model.eval()
+    without_dropout(model)
     without, _ = _gradients(_Chunked(model, kind, LOSSES[kind]), batch)
     assert cached == loss
     assert cached != pytest.approx(without, rel=1e-4)
@@ -114,7 +114,7 @@ def test_dropout_is_the_same_when_a_chunk_is_encoded_again(model: Any, kind: str
 
 
 def test_without_gradients_each_text_is_encoded_once(model: Any, kind: str) -> None:
-    model.eval()
+    without_dropout(model)
     batch = _batch(model)
     rows, remove = _counted(model)
     with torch.no_grad():

@@ -269,7 +269,7 @@ def test_the_command_trains_and_says_how_to_index(folder: Path, tmp_path: Path) 
     assert "steps = 2" in shown.stdout
     wrong = run.invoke(app, ["train", "contrastive", "--set", "optimiser.step=2"])
     assert wrong.exit_code == 1
-    assert "optimiser.steps" in wrong.output
+    assert "did you mean 'optimiser.steps'?" in wrong.output
 
 
 def test_the_command_shows_topics(folder: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_numbers_that_point_outside(tmp_path: Path, name: str, values: list[int]
 def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     small(tmp_path)
     (tmp_path / "set" / "training-set.json").write_text(text)
-    with pytest.raises(TrainingDataError, match="training-set.json"):
+    with pytest.raises(TrainingDataError, match=r"training-set\.json"):
         TrainingSet.open(tmp_path / "set")
 
 

@@ -162,5 +162,7 @@ def weighted(rows: Tensor, step: int, reweighting: Reweighting | None) -> Tensor
 
 def _given(values: Tensor | None, loss: object) -> Tensor:
     if values is None:
-        raise TrainingError(f"{loss} learns from a teacher, and the batch has no scores of one: give it teacher or guide")
+        raise TrainingError(
+            f"{loss} learns from a teacher, and the batch has no scores of one: give it teacher or guide"
+        )
     return values

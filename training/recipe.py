@@ -49,7 +49,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Batches:
-    """``size`` queries a batch, over all processes; ``chunk`` of them are encoded at a time (gradient caching; 0: all).
+    """``size`` queries a batch, over all processes; ``chunk`` texts are encoded at a time (gradient caching; 0: all).
 
     A step of the optimiser takes ``accumulate`` batches.
     """
@@ -208,6 +208,17 @@ class Recipe:
         if self.data.weights and len(self.data.weights) != len(self.data.teachers):
             raise RecipeError(
                 f"data.weights has {len(self.data.weights)} numbers for {len(self.data.teachers)} teachers"
+            )
+        wanted = self.sparsity
+        if wanted.weight < 0 or (wanted.target and not wanted.weight):
+            raise RecipeError(
+                f"sparsity.weight is {wanted.weight} and target {wanted.target}: the weight is 0 or more, and a target needs "
+                "one above 0 to begin with"
+            )
+        if wanted.threshold < 0 or (wanted.target and wanted.target <= wanted.threshold):
+            raise RecipeError(
+                f"sparsity.threshold is {wanted.threshold} and target {wanted.target}: the threshold is 0 or more, and a "
+                "target lies above it"
             )
         if self.model.kind != "sparse" and self.sparsity != Sparsity():
             raise RecipeError(f"[sparsity] is for sparse models, and model.kind is {self.model.kind!r}")

@@ -21,6 +21,7 @@ from retrievers.training.batches import Batches, RandomBatches, TopicAwareBatche
 from retrievers.training.development import ENCODERS, MEASURE, DevelopmentSet
 from retrievers.training.ensemble import Ensemble
 from retrievers.training.examples import Assembler, Examples
+from retrievers.training.gradient_cache import CachedObjective
 from retrievers.training.leaks import find_leaks
 from retrievers.training.losses import Loss
 from retrievers.training.models import starting_model
@@ -29,6 +30,7 @@ from retrievers.training.objectives import DualTeacher, InfoNCE, ListwiseKL, Mar
 from retrievers.training.processes import process_count, process_rank
 from retrievers.training.recipe import Recipe
 from retrievers.training.sets import TrainingSet
+from retrievers.training.sparsity import QUERY_TABLE, Penalty
 from retrievers.training.teachers import LiveTeacher, live_teacher
 from retrievers.training.topics import Topics, find_topics_of
 from retrievers.training.trainer import (
@@ -102,7 +104,7 @@ def train(
     if found.batches.negatives:
         tell(str(examples.report))
     batches = _batches(found, data, examples, model, folder, tell)
-    objective = Objective(model, found.model.kind, _loss(found), special=_special(model, found.model.kind))
+    objective = _objective(found, model)
     neural = NeuralModel(
         model, found.model.kind, device=None, batch_size=32, dtype=None, max_batch_tokens=None, revision=None
     )
@@ -119,7 +121,9 @@ def train(
         processes=process_count(),
     )
     loop = Loop(found, development, report)
-    trainer = trainer_class(found.model.kind)(model=model, args=arguments, loss=objective, callbacks=[loop])
+    trainer = trainer_class(found.model.kind)(
+        model=model, args=arguments, loss=objective, callbacks=[loop], data_collator=_as_it_is
+    )
     for callback in (transformers.ProgressCallback, transformers.PrinterCallback):
         trainer.remove_callback(callback)
     trainer.batches = Loader(assembler, found.optimiser.steps * found.batches.accumulate)
@@ -134,6 +138,11 @@ def train(
         _finish(found, folder, model, development, data, int(trainer.state.global_step), loop)
     _wait()
     return _trained(folder, json.loads(done.read_text(encoding="utf-8")))
+
+
+def _as_it_is(batch: Any) -> Any:
+    """The loader's batches are whole already."""
+    return batch
 
 
 def _check_data(recipe: Recipe, data: TrainingSet) -> None:
@@ -222,6 +231,13 @@ def _loss(recipe: Recipe) -> Loss:
     )
 
 
+def _objective(recipe: Recipe, model: Any) -> Objective:
+    kind, special = recipe.model.kind, _special(model, recipe.model.kind)
+    if recipe.batches.chunk:
+        return CachedObjective(model, kind, _loss(recipe), chunk=recipe.batches.chunk, special=special)
+    return Objective(model, kind, _loss(recipe), special=special)
+
+
 def _special(model: Any, kind: str) -> tuple[int, ...]:
     """The columns of a sparse document that no query of an inference-free model holds."""
     if kind != "sparse":
@@ -229,11 +245,9 @@ def _special(model: Any, kind: str) -> tuple[int, ...]:
     return tuple(sorted(set(model[0].sub_modules["query"][0].tokenizer.all_special_ids)))
 
 
-def _penalty(recipe: Recipe) -> Any:
+def _penalty(recipe: Recipe) -> Penalty | None:
     if recipe.model.kind != "sparse" or not recipe.sparsity.weight:
         return None
-    from retrievers.training.sparsity import Penalty
-
     return Penalty(recipe.sparsity, candidates=1 + recipe.batches.negatives)
 
 
@@ -241,7 +255,7 @@ def _arguments(recipe: Recipe, device: str | None) -> Any:
     wanted = recipe.optimiser
     rates = {}
     if recipe.model.kind == "sparse":
-        rates = {r"sub_modules\.query\.0\.weight$": wanted.query_rate}
+        rates = {QUERY_TABLE: wanted.query_rate}
     return arguments_class(recipe.model.kind)(
         output_dir=recipe.output,
         max_steps=wanted.steps,

@@ -99,11 +99,12 @@ class TrainingSet:
         try:
             asked = Texts.write(temporary / "queries", queries, "query")
             told = Texts.write(temporary / "documents", (_entry(document) for document in documents), "document")
+            paired = _rows(positives, asked, told, "positives")  # first: it names what is missing
             if not len(asked) or not len(told):
                 raise TrainingDataError(
                     f"there are {len(asked)} queries and {len(told)} documents: give one of each or more"
                 )
-            good = _lists(_rows(positives, asked, told, "positives"), len(asked))
+            good = _lists(paired, len(asked))
             lonely = np.flatnonzero(np.diff(good.offsets) == 0)
             if len(lonely):
                 raise TrainingDataError(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 from retrievers.encoders.model import save
@@ -28,6 +27,7 @@ from retrievers.training.guard import Guard
 from retrievers.training.objective import Batch
 from retrievers.training.processes import process_count, process_rank
 from retrievers.training.recipe import Recipe
+from retrievers.training.sparsity import Penalty
 
 LOG, BEST = "log.jsonl", "best"
 _EVERY = 10  # steps between two lines of the log
@@ -164,7 +164,7 @@ def trainer_class(kind: str) -> Any:
     class Ours(base):  # type: ignore[misc]
         batches: Loader
         loop: Loop
-        penalty: Callable[[int, tuple[Tensor, ...]], Tensor] | None = None
+        penalty: Penalty | None = None
 
         def add_model_card_callback(self, _default_args_dict: dict[str, Any]) -> None:
             """The card is written at the end, from the recipe."""
@@ -203,11 +203,15 @@ def trainer_class(kind: str) -> Any:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
                 place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / "loop.json"
-                place.write_text(json.dumps(self.loop.state()), encoding="utf-8")
+                state = {"loop": self.loop.state(), "penalty": None if self.penalty is None else self.penalty.state()}
+                place.write_text(json.dumps(state), encoding="utf-8")
 
         def _load_from_checkpoint(self, place: str, *arguments: Any, **options: Any) -> None:
             super()._load_from_checkpoint(place, *arguments, **options)
-            self.loop.restore(json.loads((Path(place) / "loop.json").read_text(encoding="utf-8")))
+            state = json.loads((Path(place) / "loop.json").read_text(encoding="utf-8"))
+            self.loop.restore(state["loop"])
+            if self.penalty is not None:
+                self.penalty.restore(state["penalty"])
             self.batches.start = int(Path(place).name.rpartition("-")[2]) * self.args.gradient_accumulation_steps
 
     return Ours
