@@ -51,7 +51,8 @@ class DevelopmentSet:
         documents = [document for document in read_beir(root) if document.id in wanted]
         others = max(0, recipe.documents - len(documents))
         # One pass, and only what is kept in memory (reservoir sampling, Vitter's algorithm R).
-        draw, kept = random.Random(1), []
+        draw = random.Random(1)
+        kept: list[Document] = []
         for seen, document in enumerate(one for one in read_beir(root) if one.id not in wanted):
             if len(kept) < others:
                 kept.append(document)

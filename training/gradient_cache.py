@@ -41,7 +41,7 @@ class CachedObjective(Objective):
         if not torch.is_grad_enabled():
             return encode(features, side)
         # ``checkpoint`` drops what the chunk saves for backward, and restores random numbers and autocast to make it again.
-        found: Vectors = checkpoint(encode, features, side, use_reentrant=False)  # type: ignore[no-untyped-call]
+        found: Vectors = checkpoint(encode, features, side, use_reentrant=False)
         return found
 
 

@@ -76,7 +76,8 @@ class Objective(torch.nn.Module):
             everything: Vectors = tuple(gather_rows(part) for part in documents)
             first = process_rank() * len(queries[0])
             count = len(documents[0]) // len(queries[0])
-            scores = BatchScores.of(every_score(queries, everything).unflatten(1, (-1, count)), first)
+            every = every_score(queries, everything)
+            scores = BatchScores.of(every.reshape(len(every), -1, count), first)
         return Outcome(self.loss(scores, targets), documents, scores)
 
     def forward(self, batch: Batch) -> Outcome:

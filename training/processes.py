@@ -64,7 +64,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(_ctx: Any, given: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_ctx: Any, given: Tensor) -> Tensor:
         total = given.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
@@ -77,7 +77,7 @@ class _Gather(torch.autograd.Function):
         return _all_rows(values.detach())
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, given: Tensor) -> Tensor:
         total = given.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         first = process_rank() * ctx.rows

@@ -174,8 +174,8 @@ class Recipe:
 
     def check(self) -> None:
         """Raises RecipeError for what is missing, and for parts that do not go together."""
-        for key, value in (("model.start", self.model.start), ("data.set", self.data.set), ("output", self.output)):
-            if not value:
+        for key, text in (("model.start", self.model.start), ("data.set", self.data.set), ("output", self.output)):
+            if not text:
                 raise RecipeError(f"{key} is not set: name it in the recipe, or with --set {key}=...")
         for key, value, least in (
             ("batches.size", self.batches.size, 2),

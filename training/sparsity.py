@@ -35,7 +35,7 @@ def flops(documents: Tensor, candidates: int = 1, *, threshold: int = 0) -> Tens
     if threshold:
         spared = (weights > 0).sum(dim=1, keepdim=True) <= threshold
         weights = weights.masked_fill(spared, 0.0)
-    slots = weights.unflatten(0, (-1, candidates))
+    slots = weights.view(-1, candidates, weights.shape[1])
     means = sum_over_processes(slots.sum(dim=0)) / (len(slots) * process_count())
     return means.square().sum()
 

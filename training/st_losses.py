@@ -79,7 +79,7 @@ class TrainerLoss(torch.nn.Module):
 def interleaved(columns: list[Vectors]) -> Vectors:
     """From ``c`` columns of ``b`` rows to ``b * c`` rows, the candidates of one query after the other."""
     count, rows = len(columns), len(columns[0][0])
-    return tuple(part.unflatten(0, (count, rows)).transpose(0, 1).flatten(0, 1) for part in joined(columns))
+    return tuple(part.reshape(count, rows, *part.shape[1:]).transpose(0, 1).flatten(0, 1) for part in joined(columns))
 
 
 def _teacher(labels: Tensor | None, rows: int, candidates: int) -> Tensor | None:

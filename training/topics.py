@@ -271,9 +271,9 @@ def _projected(vectors: Any, seed: int) -> NDArray[np.float32]:
 def _signs(columns: NDArray[Any], seed: int) -> NDArray[np.float32]:
     """Signs over the root of the number of dimensions, float32 ``[columns, dimensions]``, from hashed counters."""
     key = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    words = columns.astype(np.uint64)[:, None] * np.uint64(_PROJECTED // 64)
-    words = words + np.arange(1, _PROJECTED // 64 + 1, dtype=np.uint64)
-    state: NDArray[np.uint64] = words * np.uint64(0x9E3779B97F4A7C15) + key
+    words: NDArray[np.uint64] = columns.astype(np.uint64)[:, None] * np.uint64(_PROJECTED // 64)
+    words = np.asarray(words + np.arange(1, _PROJECTED // 64 + 1, dtype=np.uint64), np.uint64)
+    state: NDArray[np.uint64] = np.asarray(words * np.uint64(0x9E3779B97F4A7C15) + key, np.uint64)
     # The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from retrievers.bm25 import Bm25
 from retrievers.encoders import Encoder
 from retrievers.training.sets import TrainingSet
-from retrievers.vectors import Vectors
 
 _PAIRS = 2048  # whose vectors are copied at a time
 _TEXTS = 8192  # documents that are counted at a time
@@ -57,7 +56,7 @@ class Collection:
         return weighed
 
 
-def product(queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
+def product(queries: Any, documents: Any) -> NDArray[np.float32]:
     """Every query with every document, float32 ``[queries, documents]``."""
     if isinstance(queries, np.ndarray):
         return np.asarray(queries @ documents.T, np.float32)
@@ -65,12 +64,10 @@ def product(queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
     return np.asarray((left @ right.T).toarray(), np.float32)
 
 
-def paired(
-    queries: Vectors, documents: Vectors, left: NDArray[np.int64], right: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def paired(queries: Any, documents: Any, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
     """The inner product of query ``left[i]`` and document ``right[i]``, float64 ``[pairs]``."""
-    parts = [np.empty(0)]
-    sides = (queries, documents) if isinstance(queries, np.ndarray) else _compact(queries, documents)
+    parts: list[NDArray[np.float64]] = [np.empty(0)]
+    sides: tuple[Any, Any] = (queries, documents) if isinstance(queries, np.ndarray) else _compact(queries, documents)
     for first in range(0, len(left), _PAIRS):
         chosen = slice(first, first + _PAIRS)
         one, other = sides[0][left[chosen]], sides[1][right[chosen]]
@@ -79,7 +76,7 @@ def paired(
         else:
             cells = one.multiply(other).tocsr()
             rows = np.repeat(np.arange(cells.shape[0]), np.diff(cells.indptr))
-            parts.append(np.bincount(rows, weights=cells.data, minlength=cells.shape[0]))
+            parts.append(np.asarray(np.bincount(rows, weights=cells.data, minlength=cells.shape[0]), np.float64))
     return np.concatenate(parts)
 
 

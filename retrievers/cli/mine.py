@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,7 +83,7 @@ def mine(
         raise typer.BadParameter(str(error)) from None
     found = TrainingSet.open(training_set)
     with Meter("opening", "batches", total=steps(found)) as meter:
-        settings = {"device": device, "dtype": dtype}
+        settings: dict[str, Any] = {"device": device, "dtype": dtype}
         judge = None
         if teacher is not None:
             judge = live_teacher(teacher, training_set=found, batch_size=batch_size, **settings)

@@ -107,7 +107,7 @@ def highest_logits(
     first = kept.to(torch.uint8).argmax(dim=1)
     rows = torch.arange(len(hidden), device=hidden.device)
     hidden = torch.where(kept.unsqueeze(-1), hidden, hidden[rows, first].unsqueeze(1))
-    return _HighestLogits.apply(hidden, weight, bias)  # type: ignore[no-any-return]
+    return _HighestLogits.apply(hidden, weight, bias)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _HighestLogits(torch.autograd.Function):
@@ -131,7 +131,7 @@ class _HighestLogits(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         hidden, weight = ctx.saved_tensors
         to_hidden, to_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
