@@ -31,13 +31,13 @@ for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "transformers"):
+            if error.name not in ("torch", "transformers", "sentence_transformers"):
                 raise
             lacking.append(name)
 heavy = [name for name in ("torch", "transformers", "sentence_transformers", "faiss") if name in sys.modules]
 print(json.dumps({"names": names, "lacking": lacking, "heavy": heavy}))
 """
-#: Modules of classes that extend torch's: what uses them imports them within a function, after asking for the extra.
+#: Modules of classes that extend those of torch and its kin: what uses them imports them within a function.
 _OF_TORCH = {
     "retrievers.encoders.vocabulary_head",
     *(
@@ -51,6 +51,7 @@ _OF_TORCH = {
             "objectives",
             "processes",
             "run",
+            "sampler",
             "scores",
             "sparsity",
             "st_losses",

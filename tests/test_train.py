@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import splade_folder
+from models import copy_with, splade_folder
 from typer.testing import CliRunner
 
 from retrievers import Document, Retriever, demo
@@ -199,6 +199,38 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
     assert files
     for file in files:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path) -> None:
+    start = copy_with(
+        splade_folder(), tmp_path / "start", "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    losses = []
+    for processes in (1, 2):
+        parts = _parts(folder, "tas-balanced")
+        recipe = _recipe(tmp_path, f"run-{processes}", **parts)
+        recipe = replace(
+            recipe, model=replace(recipe.model, start=str(start)), optimiser=Optimiser(steps=20, rate=5e-4)
+        )
+        place = tmp_path / f"{processes}.toml"
+        place.write_text(recipe.to_toml(), encoding="utf-8")
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        done = subprocess.run(
+            [sys.executable, *command, str(script), str(place)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        log = (tmp_path / f"run-{processes}" / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in log])
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_a_changed_recipe_does_not_go_on_with_the_run_of_another(folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from retrievers.training.development import MEASURE, DevelopmentSet
 from retrievers.training.examples import moved
 from retrievers.training.guard import Guard
 from retrievers.training.objective import Batch
-from retrievers.training.processes import process_count, process_rank
+from retrievers.training.processes import process_count, process_rank, sum_over_processes
 from retrievers.training.recipe import Recipe
 from retrievers.training.sparsity import Penalty
 
@@ -190,7 +190,7 @@ def trainer_class(kind: str) -> Any:
                 active = (vectors.detach() > 0).sum(dim=1)
                 guard.check_sparse(step, active, vectors.shape[1])
                 self.loop.active = float(active.double().mean())
-            self.loop.loss = float(loss.detach())
+            self.loop.loss = float(sum_over_processes(loss.detach())) / process_count()
             return (loss, {}) if return_outputs else loss
 
         def _prepare_inputs(self, inputs: Any) -> Any:
