@@ -6,9 +6,9 @@ a multi-vector encoder and reranker; the 2-layer SPLADE model of the package cas
 
 Of collections with more than 1,000 test questions 1,000 are asked, drawn with a fixed seed; all documents are indexed. The
 folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. Vectors
-that two systems share are made once. The exact multi-vector index is built for collections of up to 40,000 documents. At the
-end come the tables of all collections
-whose outcome lies in the folder. Times are of one question after another, the systems in turns; reranking encodes its 100
+that two systems share are made once. The exact multi-vector index is built for collections of up to 40,000 documents, or
+of --multi-vector N; one of wiki takes 26 GB and scans for hours. At the end come the tables of all collections whose outcome lies
+in the folder. Times are of one question after another, the systems in turns; reranking encodes its 100
 documents for them, as it would in an application.
 
 Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/quality.py [COLLECTION ...] --work FOLDER
@@ -196,9 +196,9 @@ class SharedWeights:
 
 
 class Reranked:
-    """A retriever whose best hits are scored again."""
+    """A retriever or a hybrid whose best hits are scored again."""
 
-    def __init__(self, retriever: Retriever, reranker: Any) -> None:
+    def __init__(self, retriever: Retriever | HybridRetriever, reranker: Any) -> None:
         self.retriever, self.reranker = retriever, reranker
         self.size = retriever.size
 
@@ -206,14 +206,16 @@ class Reranked:
         return len(self.retriever)
 
     def search(self, query: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        if isinstance(self.retriever, HybridRetriever):  # which was given its depth
+            return self.retriever.search(list(query), k, rerank=self.reranker)
         return self.retriever.search(list(query), k, rerank=self.reranker, depth=DEPTH)
 
 
 class Collection:
     """The systems on one collection; what was built or searched before is taken from the folder."""
 
-    def __init__(self, name: str, work: Path) -> None:
-        self.name, self.work = name, work / name
+    def __init__(self, name: str, work: Path, most: int = MOST_MULTI_VECTOR) -> None:
+        self.name, self.work, self.most = name, work / name, most
         self.work.mkdir(parents=True, exist_ok=True)
         self.texts, self.qrels = queries(name)
         if len(self.texts) > QUESTIONS:
@@ -244,7 +246,7 @@ class Collection:
         kept.clear()
         maxsim = MultiVectorReranker(self.tokens)
         found: dict[str, Any] = {"bm25": bm25, "dense": dense, "sparse": siamese, "inference-free": free}
-        if len(bm25) <= MOST_MULTI_VECTOR:
+        if len(bm25) <= self.most:
             found["multi-vector"] = self.build("multi-vector", lambda: self.tokens)
         return found | {
             "bm25 + dense": HybridRetriever([bm25, dense]),
@@ -252,6 +254,7 @@ class Collection:
             "bm25 + dense + sparse": HybridRetriever([bm25, dense, siamese]),
             "bm25, MaxSim over 100": Reranked(bm25, maxsim),
             "dense, MaxSim over 100": Reranked(dense, maxsim),
+            "bm25 + dense, MaxSim over 100": Reranked(HybridRetriever([bm25, dense], depth=DEPTH), maxsim),
         }
 
     def compare(self) -> Comparison:
@@ -333,10 +336,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="*", default=NAMES)
     parser.add_argument("--work", type=Path, required=True, help="where indexes, runs and outcomes are kept")
+    parser.add_argument(
+        "--multi-vector",
+        type=int,
+        default=MOST_MULTI_VECTOR,
+        metavar="N",
+        help="build the exact multi-vector index up to so many documents",
+    )
     arguments = parser.parse_args()
     print(describe("faiss-cpu", "sentence-transformers", "torch"))
     for name in arguments.collections:
-        collection = Collection(name, arguments.work)
+        collection = Collection(name, arguments.work, arguments.multi_vector)
         outcome = collection.compare()
         (arguments.work / f"{name}.json").write_text(json.dumps(outcome.to_json(), indent=1))
         documents = outcome.evaluations["bm25"].documents
