@@ -95,6 +95,11 @@ def _recipe(folder: Path, output: str, **parts: object) -> Recipe:
 
 KINDS = {
     "contrastive": {},
+    "filtered": {
+        "batches": Batches(size=8, negatives=2, fraction=0.5, accumulate=2),
+        "loss": Loss(in_batch_teacher="bm25", epsilon=0.5),
+    },
+    "cached": {"batches": Batches(size=8, negatives=0, chunk=4)},
     "tas-balanced": {
         "batches": Batches(scheme="topics", size=8, topics=6, negatives=1, draw="balanced"),
         "loss": Loss(name="dual-teacher", scale=10.0, in_batch_teacher="bm25"),
@@ -118,7 +123,7 @@ def _parts(folder: Path, name: str) -> dict[str, object]:
     parts: dict[str, object] = dict(KINDS[name])
     kind = parts.pop("model", "dense")
     parts["model"] = Model(start=str(splade_folder()), kind=kind, document_length=64, dimension=32)  # type: ignore[arg-type]
-    if name != "contrastive":
+    if "loss" in parts:
         parts["data"] = Data(set=str(folder / "set"), teachers=("lexical", "noisy"))
     return parts
 
@@ -231,6 +236,15 @@ def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path) -> No
         losses.append([json.loads(line)["loss"] for line in log])
     assert len(losses[0]) == 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_training_ends_when_the_development_set_gains_no_more(folder: Path, tmp_path: Path) -> None:
+    from retrievers.training.run import train
+
+    recipe = _recipe(tmp_path, "run", data=Data(set=str(folder / "set")), optimiser=Optimiser(steps=50, rate=1e-12))
+    recipe = replace(recipe, development=Development(data=str(folder / "beir"), every=2, documents=60, patience=2))
+    done = train(recipe, device="cpu")
+    assert done.steps == 6  # the first measurement is the best, and two more gain nothing at such a rate
 
 
 def test_a_changed_recipe_does_not_go_on_with_the_run_of_another(folder: Path, tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ class Batches:
 
 @dataclass(frozen=True)
 class Loss:
-    """``scale`` multiplies the student's scores; temperatures are those of the listwise KL divergence."""
+    """``scale`` multiplies the student's scores; temperatures are those of the listwise KL divergence.
+
+    ``in_batch_teacher`` is a model that scores each query with all passages of the batch: the second teacher of
+    ``dual-teacher``, and in ``infonce`` what tells false negatives, those that it scores above the positive less ``epsilon``.
+    """
 
     name: Literal["infonce", "margin-mse", "kl", "dual-teacher"] = "infonce"
     scale: float = 20.0
@@ -77,6 +81,7 @@ class Loss:
     teacher_temperature: float = 1.0
     in_batch_weight: float = 0.75
     in_batch_teacher: str = ""
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,10 @@ class Recipe:
         if self.loss.name == "dual-teacher" and not self.loss.in_batch_teacher:
             raise RecipeError(
                 "loss.name is 'dual-teacher': name the model that scores the batch in loss.in_batch_teacher"
+            )
+        if self.loss.in_batch_teacher and self.loss.name not in ("dual-teacher", "infonce"):
+            raise RecipeError(
+                f"loss.in_batch_teacher is set, and loss.name {self.loss.name!r} reads no scores of the batch: leave it out"
             )
         if self.data.weights and len(self.data.weights) != len(self.data.teachers):
             raise RecipeError(

@@ -221,7 +221,7 @@ def _topics(recipe: Recipe, data: TrainingSet, examples: Examples, model: Any) -
 def _loss(recipe: Recipe) -> Loss:
     wanted = recipe.loss
     if wanted.name == "infonce":
-        return InfoNCE(scale=wanted.scale)
+        return InfoNCE(scale=wanted.scale, epsilon=wanted.epsilon)
     if wanted.name == "margin-mse":
         return MarginMSE(scale=wanted.scale)
     if wanted.name == "dual-teacher":

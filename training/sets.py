@@ -258,10 +258,11 @@ class TrainingSet:
 
 def _commit(folder: Path, manifest: dict[str, Any]) -> None:
     # Large files first, so that what the manifest names is on the disk.
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+    for place in (folder, folder / "queries", folder / "documents"):  # not what scoring and mining keep for themselves
+        for path in place.iterdir():
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
     replace_file(folder / _NAME, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
