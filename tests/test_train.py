@@ -99,7 +99,10 @@ KINDS = {
         "batches": Batches(size=8, negatives=2, fraction=0.5, accumulate=2),
         "loss": Loss(in_batch_teacher="bm25", epsilon=0.5),
     },
-    "cached": {"batches": Batches(size=8, negatives=0, chunk=4)},
+    "cached": {
+        "batches": Batches(size=8, negatives=0, chunk=4),
+        "optimiser": Optimiser(steps=6, rate=5e-4, precision="bf16"),
+    },
     "tas-balanced": {
         "batches": Batches(scheme="topics", size=8, topics=6, negatives=1, draw="balanced"),
         "loss": Loss(name="dual-teacher", scale=10.0, in_batch_teacher="bm25"),
@@ -109,7 +112,7 @@ KINDS = {
         "batches": Batches(size=4, negatives=3, draw="balanced"),
         "loss": Loss(name="kl", scale=1.0),
         "sparsity": Sparsity(weight=0.02, rise=4, threshold=10),
-        "optimiser": Optimiser(steps=6, rate=2e-4, query_rate=1e-3),
+        "optimiser": Optimiser(steps=6, rate=2e-4, query_rate=1e-3, precision="bf16"),
     },
     "colbert": {
         "model": "multi-vector",
