@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
         recipe = _recipe(tmp_path, output, **_parts(folder, name))
         recipe = replace(
             recipe,
-            optimiser=replace(recipe.optimiser, steps=40),
+            optimiser=replace(recipe.optimiser, steps=24),
             development=Development(data=str(folder / "beir"), every=4, documents=60),
         )
         recipes.append(tmp_path / f"{output}.toml")
@@ -187,7 +187,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
     _, errors = whole.communicate(timeout=600)
     assert whole.returncode == 0, errors.decode()
     kills = 0
-    for step in (4, 12, 20, 28):
+    for step in (4, 12):
         process = run(recipes[1])
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
             time.sleep(0.01)
         process.communicate(timeout=300)
         kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2
+    assert kills == 2
     last = run(recipes[1])
     _, errors = last.communicate(timeout=600)
     assert last.returncode == 0, errors.decode()
