@@ -63,6 +63,11 @@ class Source:
         return f"{self.given}, line {number}"
 
 
+def plain_or_gzipped(path: Path) -> str | None:
+    """The file at a path, or at the same with ``.gz``; None where there is neither."""
+    return next((str(file) for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+
+
 def numbered_lines(source: Source) -> Generator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, from 1, and their line ends; only ``\\n`` ends a line.
 

@@ -49,7 +49,7 @@ class DocumentReader:
         In memory are one document and 12 to 24 bytes for each that came before. Raises DuplicateIdError, with both
         places, where an id comes twice, and what :meth:`entries` raises.
         """
-        seen = _Hashes()
+        seen = Hashes()
         for number, (place, document) in enumerate(self.entries()):
             if seen.add(_hash(document.id)):
                 first = self._place_of(document.id, number)
@@ -197,7 +197,7 @@ def read_folder(path: StrPath, *, patterns: Sequence[str] = TEXT_PATTERNS) -> Do
     return DocumentReader(source.given, lambda: text_documents(source, wanted))
 
 
-class _Hashes:
+class Hashes:
     """A set of 64-bit hashes, eight bytes a slot: a ``set`` of integers would take some ninety bytes each."""
 
     def __init__(self) -> None:

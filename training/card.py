@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from retrievers.encoders.model import LIBRARY_CLASSES
 from retrievers.training.development import MEASURE
 from retrievers.training.recipe import Recipe
 from retrievers.training.sets import TrainingSet
-
-_CLASSES = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}
 
 
 def card(recipe: Recipe, data: TrainingSet, steps: int, quality: float | None) -> str:
@@ -31,7 +30,7 @@ def card(recipe: Recipe, data: TrainingSet, steps: int, quality: float | None) -
         'hits = retriever.search("a question", k=10)',
         "```",
         "",
-        f"It is a plain sentence-transformers model: `sentence_transformers.{_CLASSES[kind]}` loads it.",
+        f"It is a plain sentence-transformers model: `sentence_transformers.{LIBRARY_CLASSES[kind]}` loads it.",
         "",
         "## Quality",
         "",

@@ -15,7 +15,7 @@ from retrievers.encoders.multi_vector import MultiVectorEncoder
 from retrievers.encoders.sparse import SparseEncoder
 from retrievers.errors import RecipeError
 from retrievers.evaluation import evaluate
-from retrievers.lines import Source
+from retrievers.lines import Source, plain_or_gzipped
 from retrievers.queries import read_queries
 from retrievers.readers import read_beir
 from retrievers.retriever import Retriever
@@ -75,7 +75,7 @@ class DevelopmentSet:
 
 
 def _present(root: Path, name: str) -> str:
-    for path in (root / name, root / f"{name}.gz"):
-        if path.is_file():
-            return str(path)
-    raise Source.at(root / name).missing()
+    found = plain_or_gzipped(root / name)
+    if found is None:
+        raise Source.at(root / name).missing()
+    return found

@@ -23,7 +23,7 @@ import numpy as np
 
 from retrievers.documents import Document
 from retrievers.errors import SourceNotFoundError, TrainingDataError
-from retrievers.lines import Source, StrPath
+from retrievers.lines import Source, StrPath, plain_or_gzipped
 from retrievers.queries import read_queries
 from retrievers.readers import read_beir, read_documents
 from retrievers.records import listing
@@ -270,10 +270,9 @@ def _only(row: Mapping[str, Any], names: Sequence[str], place: str) -> str | Non
 
 
 def _file(folder: Source, name: str) -> str:
-    for end in ("", ".gz"):
-        found = folder.inside(name + end)
-        if found.path.is_file():
-            return str(found.path)
     missing = folder.inside(name)
+    found = plain_or_gzipped(missing.path)
+    if found is not None:
+        return found
     there = sorted(path.name for path in missing.path.parent.glob("*")) if missing.path.parent.is_dir() else []
     raise SourceNotFoundError(f"{missing.given}: there is no such file, also not with .gz; there is: {listing(there)}")

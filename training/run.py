@@ -16,6 +16,7 @@ import transformers
 
 from retrievers.encoders.checkpoints import require_neural
 from retrievers.encoders.model import NeuralModel, load, quiet, save
+from retrievers.encoders.sparse import special_ids
 from retrievers.errors import LeakError, RecipeError
 from retrievers.training.batches import Batches, RandomBatches, TopicAwareBatches
 from retrievers.training.development import ENCODERS, MEASURE, DevelopmentSet
@@ -39,8 +40,9 @@ from retrievers.training.trainer import (
     Loop,
     Progress,
     arguments_class,
-    last_checkpoint,
-    same_run,
+    checkpoint_step,
+    checkpoints,
+    claim,
     trainer_class,
 )
 
@@ -91,7 +93,7 @@ def train(
     transformers.utils.logging.set_verbosity_error()
     arguments = _arguments(found, device)  # sets the processes up
     if process_rank() == 0:
-        same_run(found, folder)
+        claim(found, folder)
     _wait()
     done = folder / MODEL / "trained.json"
     if done.is_file():
@@ -104,10 +106,10 @@ def train(
     if found.batches.negatives:
         tell(str(examples.report))
     batches = _batches(found, data, examples, model, folder, tell)
-    objective = _objective(found, model)
     neural = NeuralModel(
         model, found.model.kind, device=None, batch_size=32, dtype=None, max_batch_tokens=None, revision=None
     )
+    objective = _objective(found, neural)
     guide: LiveTeacher | None = None
     if found.loss.in_batch_teacher:
         guide = live_teacher(found.loss.in_batch_teacher, training_set=data, device=device)
@@ -129,9 +131,9 @@ def train(
     trainer.batches = Loader(assembler, found.optimiser.steps * found.batches.accumulate)
     trainer.loop = loop
     trainer.penalty = _penalty(found)
-    checkpoint = last_checkpoint(folder)
+    checkpoint = next(reversed(checkpoints(folder)), None)
     if checkpoint is not None:
-        tell(f"going on from step {checkpoint.name.rpartition('-')[2]}")
+        tell(f"going on from step {checkpoint_step(checkpoint)}")
     with quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if process_rank() == 0:
@@ -231,18 +233,12 @@ def _loss(recipe: Recipe) -> Loss:
     )
 
 
-def _objective(recipe: Recipe, model: Any) -> Objective:
-    kind, special = recipe.model.kind, _special(model, recipe.model.kind)
+def _objective(recipe: Recipe, neural: NeuralModel) -> Objective:
+    model, kind = neural.model, neural.kind
+    special = special_ids(neural) if kind == "sparse" else ()
     if recipe.batches.chunk:
         return CachedObjective(model, kind, _loss(recipe), chunk=recipe.batches.chunk, special=special)
     return Objective(model, kind, _loss(recipe), special=special)
-
-
-def _special(model: Any, kind: str) -> tuple[int, ...]:
-    """The columns of a sparse document that no query of an inference-free model holds."""
-    if kind != "sparse":
-        return ()
-    return tuple(sorted(set(model[0].sub_modules["query"][0].tokenizer.all_special_ids)))
 
 
 def _penalty(recipe: Recipe) -> Penalty | None:
@@ -313,8 +309,8 @@ def _finish(
 
 def _averaged(recipe: Recipe, folder: Path) -> Any:
     """The mean of the weights of the last checkpoints."""
-    places = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    models = [load(str(place), recipe.model.kind, device="cpu") for place in places[-recipe.development.average :]]
+    places = checkpoints(folder)[-recipe.development.average :]
+    models = [load(str(place), recipe.model.kind, device="cpu") for place in places]
     weights = [model.state_dict() for model in models]
     mean = {
         name: torch.stack([one[name].double() for one in weights]).mean(dim=0).to(value.dtype)

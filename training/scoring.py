@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 
 from retrievers.errors import TrainingDataError
 from retrievers.training.blocks import Arrays, Blocks, digest, locked
-from retrievers.training.sets import TrainingSet
+from retrievers.training.sets import TrainingSet, check_teacher_name
 from retrievers.training.teachers import Teacher
 
 FOLDER = "scoring"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as add_scores has it: said before the work, not after
 _BLOCK = 4096  # candidates: a minute or so of a small cross-encoder on two cores
 
 Progress = Callable[[int], None]
@@ -60,8 +58,7 @@ def score(
     if block < 1:
         raise TrainingDataError(f"block is {block}: give a number of candidates, 1 or more")
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise TrainingDataError(f"{name!r} is no name of a teacher: use letters, digits, '.', '_' and '-'")
+        check_teacher_name(name)  # before the work, not when its scores are stored
         if names.count(name) > 1:
             raise TrainingDataError(f"two teachers are called {name!r}: give each a name of its own")
     if not len(training_set.candidates.rows):

@@ -163,8 +163,7 @@ class TrainingSet:
         Raises TrainingDataError for a name other than letters, digits, ``.``, ``_`` and ``-``, for scores that are
         not one a candidate, and for infinite ones.
         """
-        if not _TEACHER.fullmatch(teacher):
-            raise TrainingDataError(f"{teacher!r} is no name of a teacher: use letters, digits, '.', '_' and '-'")
+        check_teacher_name(teacher)
         values = np.asarray(scores, np.float32)
         if values.shape != self.candidates.rows.shape:
             raise TrainingDataError(
@@ -254,6 +253,12 @@ class TrainingSet:
         for path in self.path.glob("*.npy"):
             if path.name.removesuffix("-rows.npy").removesuffix("-offsets.npy").removesuffix(".npy") not in named:
                 path.unlink()
+
+
+def check_teacher_name(name: str) -> None:
+    """Raises TrainingDataError for what scores cannot be stored under."""
+    if not _TEACHER.fullmatch(name):
+        raise TrainingDataError(f"{name!r} is no name of a teacher: use letters, digits, '.', '_' and '-'")
 
 
 def _commit(folder: Path, manifest: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from retrievers.documents import Document
 from retrievers.errors import DocumentError, QrelsError, QueryError, TrainingDataError
-from retrievers.readers import _Hashes
+from retrievers.readers import Hashes
 from retrievers.training.sets import TrainingSet
 
 Lonely = Literal["refuse", "drop"]
@@ -52,8 +52,8 @@ class Known:
     """Ids that came, each with what it stands for: at most 48 bytes an id."""
 
     def __init__(self) -> None:
-        self._ids = _Hashes()
-        self._entries = _Hashes()
+        self._ids = Hashes()
+        self._entries = Hashes()
 
     def add(self, id: str, content: str) -> bool | None:
         """True for an id that is new, False where it came with this content, None where it came with another."""

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from retrievers.encoders.model import save
+from retrievers.encoders.checkpoints import NeuralKind
+from retrievers.encoders.model import LIBRARY_CLASSES, save
 from retrievers.errors import RecipeError
 from retrievers.training.development import MEASURE, DevelopmentSet
 from retrievers.training.examples import moved
@@ -154,12 +155,11 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def trainer_class(kind: str) -> Any:
+def trainer_class(kind: NeuralKind) -> Any:
     """The trainer of sentence-transformers for models of this kind, with batches and losses of ours."""
     import sentence_transformers as library
 
-    names = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}
-    base: Any = getattr(library, f"{names[kind]}Trainer")
+    base: Any = getattr(library, f"{LIBRARY_CLASSES[kind]}Trainer")
 
     class Ours(base):  # type: ignore[misc]
         batches: Loader
@@ -212,34 +212,37 @@ def trainer_class(kind: str) -> Any:
             self.loop.restore(state["loop"])
             if self.penalty is not None:
                 self.penalty.restore(state["penalty"])
-            self.batches.start = int(Path(place).name.rpartition("-")[2]) * self.args.gradient_accumulation_steps
+            self.batches.start = checkpoint_step(Path(place)) * self.args.gradient_accumulation_steps
 
     return Ours
 
 
-def arguments_class(kind: str) -> Any:
+def arguments_class(kind: NeuralKind) -> Any:
     """The arguments that go with :func:`trainer_class`."""
     import sentence_transformers as library
 
-    names = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}
-    return getattr(library, f"{names[kind]}TrainingArguments")
+    return getattr(library, f"{LIBRARY_CLASSES[kind]}TrainingArguments")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint below a folder; one that a kill has cut short is passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in found if (path / "loop.json").is_file()), None)
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
-def same_run(recipe: Recipe, folder: Path) -> bool:
-    """Whether the folder holds a run of this very recipe; raises RecipeError where it holds another's."""
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints below a folder, the newest last; those that a kill has cut short are passed over."""
+    found = (path for path in folder.glob("checkpoint-*") if (path / "loop.json").is_file())
+    return sorted(found, key=checkpoint_step)
+
+
+def claim(recipe: Recipe, folder: Path) -> None:
+    """Make a folder that of this recipe's run, unless it is; raises RecipeError where it holds something else."""
     place = folder / "recipe.toml"
     if not folder.exists() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         place.write_text(recipe.to_toml(), encoding="utf-8")
-        return False
+        return
     if not place.is_file():
         raise RecipeError(f"{folder} is not empty, and holds no run: give another output")
     if place.read_text(encoding="utf-8") != recipe.to_toml():
         raise RecipeError(f"{folder} holds the run of another recipe: give another output, or remove the folder")
-    return True

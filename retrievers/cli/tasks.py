@@ -8,6 +8,7 @@ import typer
 
 from retrievers.cli.failures import complain
 from retrievers.errors import MissingDependencyError, SourceNotFoundError
+from retrievers.lines import plain_or_gzipped
 from retrievers.queries import read_queries
 from retrievers.runs import Qrels, read_qrels
 
@@ -51,10 +52,10 @@ def _texts(path: str) -> dict[str, str]:
 
 
 def _file(folder: str, name: str) -> str:
-    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-        if path.is_file():
-            return str(path)
-    raise SourceNotFoundError(f"{folder} holds no {name}, plain or gzipped: give a BEIR folder, or name the files")
+    found = plain_or_gzipped(Path(folder) / name)
+    if found is None:
+        raise SourceNotFoundError(f"{folder} holds no {name}, plain or gzipped: give a BEIR folder, or name the files")
+    return found
 
 
 def _from_ir_datasets(name: str) -> tuple[dict[str, str], Qrels]:

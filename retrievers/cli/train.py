@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -182,7 +183,7 @@ class _Line:
         parts = [f"step {progress.step:,} of {progress.steps:,}", f"loss {progress.loss:.4f}"]
         if progress.active is not None:
             parts.append(f"{progress.active:.0f} active terms")
-        if progress.queries_per_second == progress.queries_per_second:  # not NaN, as after the first step
+        if not math.isnan(progress.queries_per_second):  # as it is after the first step
             parts.append(f"{print_rate(progress.queries_per_second)} queries/s")
             parts.append(f"{print_time(progress.seconds_left)} left")
         if progress.quality is not None:

@@ -28,6 +28,12 @@ CLASS_NAMES: dict[str, str] = {
     "sparse": "SparseEncoder",
     "multi-vector": "MultiVectorEncoder",
 }
+#: The kinds of encoder by the class of sentence-transformers that is one.
+LIBRARY_CLASSES: dict[NeuralKind, str] = {
+    "dense": "SentenceTransformer",
+    "sparse": "SparseEncoder",
+    "multi-vector": "MultiVectorEncoder",
+}
 MODEL_FOLDER = "model"
 _PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 # Measured on one core with models of 4 and 23 million parameters: a batch whose activations fit the cache is fastest.
@@ -260,8 +266,7 @@ def refuse_other_kind(checkpoint: checkpoints.Checkpoint, kind: NeuralKind, revi
 
 def load(location: str, kind: NeuralKind, *, device: str | None, revision: str | None = None) -> Any:
     """The sentence-transformers model at ``location``; raises EncoderError where it cannot be loaded."""
-    wanted = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}[kind]
-    return load_as(wanted, location, f"a {kind} encoder", device=device, revision=revision)
+    return load_as(LIBRARY_CLASSES[kind], location, f"a {kind} encoder", device=device, revision=revision)
 
 
 def load_as(wanted: str, location: str, what: str, *, device: str | None, revision: str | None = None) -> Any:
@@ -316,12 +321,7 @@ def _accept(source: Any, kind: NeuralKind) -> Any:
     require_neural()
     import sentence_transformers
 
-    types: dict[str, NeuralKind] = {
-        "SentenceTransformer": "dense",
-        "SparseEncoder": "sparse",
-        "MultiVectorEncoder": "multi-vector",
-    }
-    for name, found in types.items():
+    for found, name in LIBRARY_CLASSES.items():
         if isinstance(source, getattr(sentence_transformers, name)):
             if found != kind:
                 raise EncoderError(f"a sentence_transformers.{name} is a {found} encoder: use {CLASS_NAMES[found]}")

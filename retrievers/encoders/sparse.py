@@ -157,7 +157,7 @@ class SparseEncoder:
             )
         if reference.get("model") is None:
             neural.location = None
-        self._special = _special_ids(neural)
+        self._special = special_ids(neural)
         neural.apply_dtype()
         _pool_heads(neural)
         return neural
@@ -237,7 +237,7 @@ class SparseEncoder:
         route = neural.input_module("query")
         if not _looks_up(neural):
             return None
-        self._special = _special_ids(neural)
+        self._special = special_ids(neural)
         return query_table(
             route,
             columns=self._measure(neural),
@@ -306,5 +306,6 @@ def _looks_up(neural: NeuralModel) -> bool:
     )
 
 
-def _special_ids(neural: NeuralModel) -> tuple[int, ...]:
+def special_ids(neural: NeuralModel) -> tuple[int, ...]:
+    """The ids of special tokens, of which an inference-free query holds none."""
     return tuple(sorted(set(neural.input_module("query").tokenizer.all_special_ids)))
