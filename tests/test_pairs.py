@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from retrievers.errors import TrainingDataError
+from retrievers.training import pairs as pairs_module
 from retrievers.training.pairs import (
     Candidates,
     PairReport,
     draw_negatives,
     draw_pairs,
+    drawable,
     margin_bins,
     quantile_bins,
 )
+from retrievers.training.sets import Lists
 
 NAN = float("nan")
 LIKELY = 1e-3  # a p-value below which draws do not follow the distribution; seeds are fixed
@@ -154,6 +157,49 @@ def test_what_cannot_be_drawn_is_counted() -> None:
     assert "2 without a pair, 1 with only one, 1 with equal margins" in str(pairs.report)
 
 
+#: For each query its positives, and its candidates with their scores: documents of ten, scores of four or none.
+queries = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 9), max_size=3, unique=True),
+        st.dictionaries(st.integers(0, 9), st.sampled_from([0.0, 1.0, 2.5, -1.0, NAN]), max_size=6),
+    ),
+    max_size=12,
+)
+
+
+def lists_of(rows: list[list[int]]) -> Lists:
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    return Lists(offsets, np.array([row for one in rows for row in one], np.int64))
+
+
+@given(
+    queries,
+    st.sampled_from(["balanced", "quantile", "random", "hardest"]),
+    st.integers(0, 4),
+    st.sampled_from([1, 7, 99]),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_can_be_drawn_is_the_same_in_blocks_and_one_by_one(
+    given: list[tuple[list[int], dict[int, float]]], scheme: Any, negatives: int, entries: int
+) -> None:
+    positives, candidates = lists_of([good for good, _ in given]), lists_of([list(listed) for _, listed in given])
+    scores = np.array([score for _, listed in given for score in listed.values()], np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs_module, "_ENTRIES", entries)
+        able, report = drawable(positives, candidates, scores, scheme=scheme, negatives=negatives)
+        plain, unscored = drawable(positives, candidates, scheme=scheme, negatives=negatives)
+    every = [Candidates.split(good, list(listed), list(listed.values())) for good, listed in given]
+    assert report == PairReport.of(every, scheme=scheme, negatives=negatives)
+    alone = [PairReport.of([one], scheme=scheme) for one in every]
+    assert able.tolist() == [not one.none for one in alone]
+    every = [
+        Candidates(one.positives, np.zeros(len(one.positives)), one.negatives, np.zeros(len(one.negatives)))
+        for one in every
+    ]
+    assert unscored == PairReport.of(every, scheme=scheme, negatives=negatives)
+    assert plain.tolist() == [bool(len(one.positives) and len(one.negatives)) for one in every]
+
+
 def test_candidate_lists_are_split() -> None:
     found = Candidates.split([4, 9, 4], [3, 9, 5], [1.0, 2.0, NAN])
     assert (found.positives.tolist(), found.negatives.tolist()) == ([4, 9], [3, 5])
@@ -173,6 +219,10 @@ def test_candidate_lists_are_split() -> None:
         (lambda: draw_pairs([ONE], [0], 0, bins=0), "0 bins: give 1 or more"),
         (lambda: draw_pairs([ONE], [0, 1], 0), "1 candidate lists for 2 queries"),
         (lambda: draw_pairs([ONE], [0], -1), "0 or more"),
+        (
+            lambda: drawable(lists_of([[1]]), lists_of([[2]]), np.array([np.inf])),
+            "the scores of candidates hold infinity, or more than",
+        ),
         (lambda: draw_negatives([ONE], [0], 0, -1), "-1 negatives: give 0 or more"),
     ],
 )

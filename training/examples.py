@@ -15,9 +15,9 @@ from retrievers.errors import TrainingDataError
 from retrievers.training.batches import Batches, generator, share
 from retrievers.training.losses import Targets, known_positives
 from retrievers.training.objective import Batch, Features
-from retrievers.training.pairs import Candidates, PairReport, Scheme, draw_negatives, draw_pairs
+from retrievers.training.pairs import Candidates, PairReport, Scheme, draw_negatives, draw_pairs, drawable
 from retrievers.training.sets import TrainingSet
-from retrievers.training.teachers import LiveTeacher
+from retrievers.training.teachers import LiveTeacher, batch_scores
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -62,13 +62,10 @@ class Examples:
         self._targets = targets
         self.report = PairReport()
         if negatives:
-            able = []
-            for query in range(len(training_set)):
-                report = PairReport.of([self._candidates(query)], scheme=scheme, negatives=negatives)
-                self.report += report
-                if not report.none:
-                    able.append(query)
-            self.queries = np.array(able, np.int64)
+            able, self.report = drawable(
+                training_set.positives, training_set.candidates, targets, scheme=scheme, negatives=negatives
+            )
+            self.queries = np.flatnonzero(able)
         else:
             self.queries = np.arange(len(training_set), dtype=np.int64)
         if not len(self.queries):
@@ -150,7 +147,7 @@ class Assembler:
             drop |= torch.from_numpy(drawn.filler).unsqueeze(0)
         if self._guide is not None:
             everything, places = np.unique(drawn.documents, return_inverse=True)
-            scores = np.asarray(self._guide.scores(texts, told.texts(everything)), np.float32)
+            scores = batch_scores(self._guide, examples.set, drawn.queries[mine], everything)
             guide = torch.from_numpy(scores[:, places.reshape(drawn.documents.shape)])
             guide = guide.masked_fill(torch.from_numpy(drawn.filler).unsqueeze(0), torch.nan)
         targets = Targets(torch.from_numpy(drawn.teacher[mine].astype(np.float32)), guide, drop)

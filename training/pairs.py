@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from retrievers.errors import TrainingDataError
 from retrievers.training.batches import generator
+from retrievers.training.sets import Lists
 
 Scheme = Literal["balanced", "quantile", "random", "hardest"]
 Rows = NDArray[np.int64]
@@ -23,6 +24,7 @@ Scores = NDArray[np.float64]
 BINS = 10
 _LARGEST = float(np.finfo(np.float32).max)
 _PAIR, _LIST = 11, 12  # no two purposes of one seed share a stream
+_ENTRIES = 1 << 20  # positives and candidates that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,33 @@ class PairReport:
         for one in candidates:
             total += _report(one, scheme, negatives)
         return total
+
+
+def drawable(
+    positives: Lists,
+    candidates: Lists,
+    scores: NDArray[np.floating] | None = None,
+    *,
+    scheme: Scheme = "balanced",
+    negatives: int = 0,
+) -> tuple[NDArray[np.bool_], PairReport]:
+    """Which queries of a training set have a pair to draw, bool ``[queries]``, and the report of all of them.
+
+    It is what :meth:`PairReport.of` finds one query after the other, for millions of them: about a million entries of the
+    lists are in memory at a time. ``scores`` ``[candidates]`` are those of the candidates, NaN for none; without them no
+    scheme tells candidates apart. Raises TrainingDataError for infinite scores.
+    """
+    able = np.zeros(len(candidates), bool)
+    report = PairReport()
+    ends = positives.offsets + candidates.offsets
+    first = 0
+    while first < len(able):
+        last = int(np.searchsorted(ends, ends[first] + _ENTRIES, side="right")) - 1
+        last = max(last, first + 1)  # a query with more entries than that is looked at alone
+        able[first:last], found = _survey(positives, candidates, scores, first, last, scheme, negatives)
+        report += found
+        first = last
+    return able, report
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +307,63 @@ def _report(one: Candidates, scheme: Scheme, negatives: int) -> PairReport:
         equal = bool(ups.min() == ups.max() and downs.min() == downs.max())  # False where one is NaN
     unscored = int(np.isnan(one.positive_scores).sum() + np.isnan(one.negative_scores).sum())
     return PairReport(1, int(pairs == 0), int(pairs == 1), int(equal), int(len(bad) < negatives), unscored)
+
+
+def _survey(
+    positives: Lists,
+    candidates: Lists,
+    scores: NDArray[np.floating] | None,
+    first: int,
+    last: int,
+    scheme: Scheme,
+    negatives: int,
+) -> tuple[NDArray[np.bool_], PairReport]:
+    """:func:`drawable` of the queries from ``first`` to ``last``, all at once."""
+    count = last - first
+    asked, rows = _entries(positives, first, last)
+    owner, listed = _entries(candidates, first, last)
+    width = int(max(rows.max(initial=0), listed.max(initial=0))) + 1
+    good = np.unique(asked * width + rows)  # a pair of query and document as one number
+    keys = owner * width + listed
+    places = np.searchsorted(good, keys)
+    is_good = np.append(good, -1)[places] == keys
+    if scores is None:
+        ups, downs = np.zeros(len(good)), np.zeros(int((~is_good).sum()))
+    else:
+        values = np.asarray(scores[candidates.offsets[first] : candidates.offsets[last]], np.float64)
+        if (np.abs(values) > _LARGEST).any():
+            raise TrainingDataError(
+                "the scores of candidates hold infinity, or more than float32 does: NaN stands for none"
+            )
+        ups, downs = np.full(len(good), np.nan), values[~is_good]
+        ups[places[is_good]] = values[is_good]
+    above, same_above = _alike(good // width, ups, count, scheme)
+    below, same_below = _alike(owner[~is_good], downs, count, scheme)
+    pairs = above * below
+    return pairs > 0, PairReport(
+        count,
+        int((pairs == 0).sum()),
+        int((pairs == 1).sum()),
+        int(((pairs > 1) & same_above & same_below).sum()),
+        int((below < negatives).sum()),
+        int(np.isnan(ups).sum() + np.isnan(downs).sum()),
+    )
+
+
+def _entries(lists: Lists, first: int, last: int) -> tuple[Rows, Rows]:
+    """The number of its query, from 0, and the row of each entry of the queries from ``first`` to ``last``."""
+    bounds = lists.offsets[first : last + 1]
+    return np.repeat(np.arange(last - first), np.diff(bounds)), np.asarray(lists.rows[bounds[0] : bounds[-1]])
+
+
+def _alike(owner: Rows, values: Scores, count: int, scheme: Scheme) -> tuple[Rows, NDArray[np.bool_]]:
+    """How many usable values each of ``count`` queries has, and whether they are all the same; ``owner`` ascends."""
+    usable = _usable(values, scheme)
+    owner, values = owner[usable], values[usable]
+    counts = np.bincount(owner, minlength=count)
+    starts = np.cumsum(counts) - counts
+    as_first = values == values[starts[owner]]  # NaN is not like itself
+    return counts, np.bincount(owner[as_first], minlength=count) == counts
 
 
 def _check(candidates: Sequence[Candidates], queries: Rows | Sequence[int], scheme: Scheme, bins: int) -> None:
