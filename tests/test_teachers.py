@@ -107,14 +107,6 @@ def test_encoders_score_as_their_indexes(
     np.testing.assert_allclose(matrix[0], given[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_text_is_encoded_once_a_call(training: TrainingSet) -> None:
-    encoder = HashEncoder("dense")
-    teacher = EncoderTeacher(encoder, name="dense")
-    teacher.score(training, range(6))
-    rows = np.unique(training.candidates.rows)
-    assert encoder.encoded == len(set(training.documents.texts(rows)))
-
-
 def test_bm25_weighs_by_the_documents_of_the_set(training: TrainingSet, tmp_path: Path) -> None:
     teacher = EncoderTeacher(LexicalEncoder(), name="bm25")
     with pytest.raises(TrainingDataError, match=r"bm25 weighs terms by how rare they are.*pass training_set"):

@@ -16,12 +16,14 @@ from retrievers.documents import Document
 from retrievers.encoders import Encoder, check_encoder, load_encoder
 from retrievers.errors import EncoderError, QueryError, TrainingDataError, VectorError
 from retrievers.rerankers import Reranker, as_reranker, check_scores
+from retrievers.training.kept_vectors import KeptVectors
 from retrievers.training.score_files import FileTeacher
 from retrievers.training.sets import TrainingSet
 from retrievers.training.vector_scores import Collection, paired, product
 from retrievers.vectors import Vectors, check, dimension
 
 Scores = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
 _DOCUMENTS = 2048  # documents that are encoded at a time, and whose vectors are held
 _SCORE_FILES = (".jsonl", ".tsv", ".run", ".trec", ".txt")
@@ -66,7 +68,9 @@ class EncoderTeacher:
 
     A lexical encoder scores by BM25, whose weights belong to a collection: to all documents of ``training_set``, which
     are read once when the first score is asked for. Scores differ from those of an index by rounding alone (and by what
-    an approximate index leaves out). Documents are encoded once a call, the longest first, 2,048 at a time.
+    an approximate index leaves out). Dense and sparse vectors of a training set's texts are kept in its folder
+    (:class:`~retrievers.training.kept_vectors.KeptVectors`), so that each is encoded once; other documents once a call, the
+    longest first, 2,048 at a time.
 
     Raises EncoderError for a multi-vector encoder, which :class:`RerankerTeacher` is for; TrainingDataError where a
     lexical encoder has no training set.
@@ -79,6 +83,7 @@ class EncoderTeacher:
         self._bm25 = getattr(encoder, "bm25", None) or Bm25()
         self._training_set = training_set
         self._collection: Collection | None = None
+        self._kept: tuple[KeptVectors, KeptVectors] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -90,9 +95,33 @@ class EncoderTeacher:
 
     def score(self, training_set: TrainingSet, query_rows: Sequence[int]) -> list[Scores]:
         """See :meth:`Teacher.score`."""
-        if self._training_set is not training_set:
-            self._training_set, self._collection = training_set, None
-        return self.lists(*_candidates(training_set, query_rows))
+        self._use(training_set)
+        if self.encoder.kind == "lexical":
+            return self.lists(*_candidates(training_set, query_rows))
+        lists = [training_set.candidates.of(row) for row in query_rows]
+        given = np.concatenate([np.empty(0, np.float32), *(np.zeros(len(rows), np.float32) for rows in lists)])
+        rows = np.concatenate([np.empty(0, np.int64), *lists])
+        owners = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
+        queries, documents = self._vectors(training_set)
+        if len(rows):
+            asked = queries.of(query_rows)
+            distinct, places = np.unique(rows, return_inverse=True)
+            for first in range(0, len(distinct), _DOCUMENTS):
+                here = np.flatnonzero((places >= first) & (places < first + _DOCUMENTS))
+                told = documents.of(distinct[first : first + _DOCUMENTS])
+                given[here] = paired(asked, self._alike(asked, told), owners[here], places[here] - first)
+        return np.split(given, np.cumsum([len(rows) for rows in lists])[:-1])
+
+    def rows(self, training_set: TrainingSet, query_rows: Rows, document_rows: Rows) -> Scores:
+        """Every query with every document of a training set, by rows, float32 ``[B, n]``: see :meth:`LiveTeacher.scores`."""
+        self._use(training_set)
+        if self.encoder.kind == "lexical":
+            return self.scores(training_set.queries.texts(query_rows), training_set.documents.texts(document_rows))
+        if not len(query_rows) or not len(document_rows):
+            return np.zeros((len(query_rows), len(document_rows)), np.float32)
+        queries, documents = self._vectors(training_set)
+        asked = queries.of(query_rows)
+        return product(asked, self._alike(asked, documents.of(document_rows)))
 
     def lists(self, query_texts: Sequence[str], document_texts: Sequence[Sequence[str]]) -> list[Scores]:
         """See :meth:`LiveTeacher.lists`."""
@@ -111,7 +140,7 @@ class EncoderTeacher:
         distinct = sorted(wanted, key=lambda text: (-len(text), text))
         for first in range(0, len(distinct), _DOCUMENTS):
             block = distinct[first : first + _DOCUMENTS]
-            told = self._documents(block, dimension(asked))
+            told = self._documents(block, asked)
             places = [(query, place, row) for row, text in enumerate(block) for query, place in wanted[text]]
             queries = np.array([query for query, _, _ in places], np.int64)
             rows = np.array([row for _, _, row in places], np.int64)
@@ -124,7 +153,7 @@ class EncoderTeacher:
         if not query_texts or not document_texts:
             return np.zeros((len(query_texts), len(document_texts)), np.float32)
         asked = self._queries(query_texts)
-        told = self._documents(document_texts, dimension(asked))
+        told = self._documents(document_texts, asked)
         return product(asked, told)
 
     def _queries(self, texts: Sequence[str]) -> Vectors:
@@ -132,15 +161,30 @@ class EncoderTeacher:
         check(vectors, self.encoder.kind, len(texts))
         return self._weights().weigh_queries(vectors) if self.encoder.kind == "lexical" else vectors
 
-    def _documents(self, texts: Sequence[str], wanted: int) -> Vectors:
+    def _documents(self, texts: Sequence[str], asked: Vectors) -> Vectors:
         vectors = self.encoder.encode_document(list(texts))
         check(vectors, self.encoder.kind, len(texts))
-        if dimension(vectors) != wanted:
-            raise VectorError(
-                f"{self.name} gave queries of {wanted} dimensions and documents of {dimension(vectors)}: they cannot be "
-                "compared"
-            )
+        self._alike(asked, vectors)
         return self._weights().weigh_documents(vectors) if self.encoder.kind == "lexical" else vectors
+
+    def _use(self, training_set: TrainingSet) -> None:
+        if self._training_set is not training_set:
+            self._training_set, self._collection, self._kept = training_set, None, None
+
+    def _vectors(self, training_set: TrainingSet) -> tuple[KeptVectors, KeptVectors]:
+        if self._kept is None:
+            queries = KeptVectors(training_set, self.encoder, "query")
+            self._kept = queries, KeptVectors(training_set, self.encoder, "document")
+        return self._kept
+
+    def _alike(self, queries: Vectors, documents: Vectors) -> Vectors:
+        # Kept sparse vectors have as many columns as they need.
+        if self.encoder.kind == "dense" and dimension(documents) != dimension(queries):
+            raise VectorError(
+                f"{self.name} gave queries of {dimension(queries)} dimensions and documents of {dimension(documents)}: they "
+                "cannot be compared"
+            )
+        return documents
 
     def _weights(self) -> Collection:
         if self._training_set is None:
@@ -238,6 +282,14 @@ def live_teacher(
             f"{source} holds scores of what was scored before, and here a model is needed: name one"
         )
     return found
+
+
+def batch_scores(teacher: LiveTeacher, training_set: TrainingSet, query_rows: Rows, document_rows: Rows) -> Scores:
+    """Every query with every document of a training set, by rows, float32 ``[B, n]``; encoders read what they have kept."""
+    if isinstance(teacher, EncoderTeacher):
+        return teacher.rows(training_set, query_rows, document_rows)
+    texts = training_set.queries.texts(query_rows), training_set.documents.texts(document_rows)
+    return np.asarray(teacher.scores(*texts), np.float32)
 
 
 def teacher_name(source: str) -> str:
