@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sources import lines_file
+from typer.testing import CliRunner
 
+from retrievers.cli import app
 from retrievers.documents import Document
 from retrievers.errors import SourceNotFoundError, TrainingDataError
 from retrievers.training.readers import from_beir, from_columns, from_flagembedding, from_pylate, from_tevatron
 from retrievers.training.sets import TrainingSet
+from retrievers.training.sources import join, sources_of
 
 
 def shown(training: TrainingSet) -> dict[str, tuple[list[str], dict[str, float | None]]]:
@@ -195,3 +199,90 @@ def test_queries_without_positives(tmp_path: Path) -> None:
         from_flagembedding(rows, tmp_path / "set", lonely="drop")
     with pytest.raises(TrainingDataError, match="1 of 1 queries"):
         from_flagembedding(rows[1:], tmp_path / "none", lonely="drop")
+
+
+def test_several_sources_become_one_set(tmp_path: Path) -> None:
+    one = from_columns(
+        [{"query": "q", "positive": "p", "negative": "n", "score": [2, 1]}, {"query": "r", "positive": "p"}],
+        tmp_path / "one",
+    )
+    two = from_flagembedding([{"id": "x", "query": "q", "pos": ["p"], "neg": ["n", "m"]}], tmp_path / "two")
+    two.add_scores("other", np.array([3.0, 2.0, 1.0]))
+    joined = join({"left": one, "right": two}, tmp_path / "joined")
+    assert joined.queries.ids(range(3)) == [*(f"left/{id}" for id in one.queries.ids(range(2))), "right/x"]
+    assert len(joined.documents) == len(one.documents) + len(two.documents)
+    positives = [joined.documents.texts(joined.positives.of(row)) for row in range(3)]
+    candidates = [joined.documents.texts(joined.candidates.of(row)) for row in range(3)]
+    assert (positives, candidates) == ([["p"]] * 3, [["p", "n"], [], ["p", "n", "m"]])
+    assert joined.teachers == ("given", "other")
+    np.testing.assert_array_equal(joined.scores("given"), [2, 1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(joined.scores("other"), [np.nan, np.nan, 3, 2, 1])
+    sources = sources_of(joined)
+    assert (sources.names, sources.numbers.tolist()) == (("left", "right"), [0, 0, 1])
+    with pytest.raises(TrainingDataError, match=r"query 'x' .* has no source"):
+        sources_of(two)
+    for sets, message in (({}, "nothing to join"), ({"a/b": one}, "'a/b' is no name"), ({"": one}, "'' is no name")):
+        with pytest.raises(TrainingDataError, match=message):
+            join(sets, tmp_path / "bad")
+    with pytest.raises(TrainingDataError, match="exists already"):
+        join({"left": one}, tmp_path / "joined")
+
+
+def made(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["train", "set", *arguments])
+
+
+def test_the_command_makes_sets_of_every_format(tmp_path: Path) -> None:
+    place = lines_file(tmp_path, tevatron(), name="t.jsonl")
+    assert made(str(place), "-o", str(tmp_path / "t"), "--format", "tevatron").exit_code == 0
+    place = lines_file(tmp_path, FLAG, name="f.jsonl")
+    assert made(str(place), "-o", str(tmp_path / "f"), "--format", "flagembedding").exit_code == 0
+    place = lines_file(tmp_path, {"query": "q", "positive": "p"}, name="c.jsonl")
+    assert made(str(place), "-o", str(tmp_path / "c"), "--format", "columns").exit_code == 0
+    assert [len(TrainingSet.open(tmp_path / name)) for name in "tfc"] == [1, 1, 1]
+    queries = lines_file(tmp_path, {"_id": "7", "text": "q"}, {"_id": "8", "text": "r"}, name="queries.jsonl")
+    corpus = lines_file(tmp_path, *({"_id": str(n), "text": f"d{n}"} for n in range(4)), name="corpus.jsonl")
+    rows = [{"query_id": 7, "document_ids": [1, 2], "scores": [1, 0]}, {"query_id": 8, "document_ids": [3]}]
+    lists = lines_file(tmp_path, *rows, name="lists.jsonl")
+    judged = tmp_path / "qrels.tsv"
+    judged.write_text("query-id\tcorpus-id\tscore\n7\t2\t1\n")
+    given = [str(lists), "--format", "pylate", "--queries", str(queries), "--documents", str(corpus)]
+    done = made(*given, "-o", str(tmp_path / "p"))
+    assert done.exit_code == 0, done.output
+    assert "2 queries, 4 documents, 2 positives, 2 candidates" in done.stdout
+    lonely = made(*given, "-o", str(tmp_path / "judged"), "--qrels", str(judged))
+    assert (lonely.exit_code, "have no positive" in lonely.output) == (1, True)
+    done = made(*given, "-o", str(tmp_path / "judged"), "--qrels", str(judged), "--lonely", "drop")
+    assert done.exit_code == 0, done.output
+    assert shown(TrainingSet.open(tmp_path / "judged")) == {"q": (["d2"], {"d1": 1.0, "d2": 0.0})}
+
+
+def test_the_command_joins_several_sources(tmp_path: Path) -> None:
+    folders = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        folders.append(str(beir(tmp_path / name)))
+    done = made(*folders, "-o", str(tmp_path / "set"))
+    assert done.exit_code == 0, done.output
+    found = TrainingSet.open(tmp_path / "set")
+    assert found.queries.ids(range(4)) == ["one/q1", "one/q2", "two/q1", "two/q2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "set", "two"]
+    (tmp_path / "two" / "queries.jsonl").unlink()
+    assert made(*folders, "-o", str(tmp_path / "other")).exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "set", "two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--format", "pylate"], "--queries"),
+        (["a", "--format", "pylate", "--queries", "q"], "--documents"),
+        (["a", "b", "--format", "pylate", "--queries", "q", "--documents", "d"], "one file of lists"),
+        (["a", "--qrels", "q"], "it goes with --format pylate"),
+        (["x/train", "y/train"], "two of them are named 'train'"),
+    ],
+)
+def test_what_the_command_is_not_given_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = made(*arguments, "-o", str(tmp_path / "set"))
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())

@@ -43,7 +43,15 @@ class Form(StrEnum):
     beir = "beir"
     columns = "columns"
     flagembedding = "flagembedding"
+    pylate = "pylate"
     tevatron = "tevatron"
+
+
+class Lonely(StrEnum):
+    """What becomes of queries without a positive."""
+
+    refuse = "refuse"
+    drop = "drop"
 
 
 @app.command(_RUN)
@@ -92,33 +100,77 @@ def run(
 
 @app.command("set")
 def make_set(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A BEIR folder, or a JSONL file.", show_default=False)
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="BEIR folders, or JSONL files of one format.", show_default=False),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="SET", help="The folder to make.", show_default=False)
     ],
     form: Annotated[Form, typer.Option("--format", help="What the source holds.")] = Form.beir,
     split: Annotated[str, typer.Option(metavar="NAME", help="Which qrels of a BEIR folder.")] = "train",
+    queries: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The queries that the lists of pylate name.")
+    ] = None,
+    documents: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="The documents that the lists of pylate name.")
+    ] = None,
+    qrels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="What answers a query of pylate, in place of the first of its list."),
+    ] = None,
+    lonely: Annotated[Lonely, typer.Option(help="What to do with queries that have no positive.")] = Lonely.refuse,
 ) -> None:
     """Store a training set by ids, which `score`, `mine` and `train` take.
+
+    Several sources become one set, in which ids begin with the name of their folder or file and a slash; recipes with
+    batches.scheme = "sources" tell them apart by it.
 
     \b
     Examples:
       retrievers train set beir-folder/ -o set
+      retrievers train set nq/ hotpotqa/ fever/ -o set
       retrievers train set triplets.jsonl -o set --format columns
+      retrievers train set lists.jsonl -o set --format pylate --queries queries.jsonl --documents corpus.jsonl
     """
-    from retrievers.training import readers
+    for name, value in (("--queries", queries), ("--documents", documents), ("--qrels", qrels)):
+        if form is Form.pylate and value is None and name != "--qrels":
+            raise typer.BadParameter("--format pylate needs it for the texts of what lists name", param_hint=name)
+        if form is not Form.pylate and value is not None:
+            raise typer.BadParameter(f"it goes with --format pylate, not {form.value}", param_hint=name)
+    if form is Form.pylate and len(sources) > 1:
+        raise typer.BadParameter("--format pylate takes one file of lists", param_hint="SOURCE")
 
-    if form is Form.beir:
-        found = readers.from_beir(source, output, split)
-    else:
-        read = {
+    from retrievers.training import readers
+    from retrievers.training.sets import TrainingSet
+    from retrievers.training.sources import join, source_name
+    from retrievers.training.spool import work_folder
+
+    def read(source: str, folder: Path) -> TrainingSet:
+        if form is Form.beir:
+            return readers.from_beir(source, folder, split, lonely=lonely.value)
+        if form is Form.pylate:
+            return readers.from_pylate(queries or "", documents or "", source, folder, qrels=qrels, lonely=lonely.value)
+        readers_by_form = {
             Form.columns: readers.from_columns,
             Form.flagembedding: readers.from_flagembedding,
             Form.tevatron: readers.from_tevatron,
-        }[form]
-        found = read(source, output)
+        }
+        return readers_by_form[form](source, folder, lonely=lonely.value)
+
+    if len(sources) == 1:
+        found = read(sources[0], output)
+    else:
+        names = [source_name(source) for source in sources]
+        named = dict(zip(names, sources, strict=True))
+        if len(named) < len(sources):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise typer.BadParameter(f"two of them are named {twice!r}: rename one", param_hint="SOURCE")
+        with work_folder(output) as work:
+            parts = {name: read(source, work / "parts" / name) for name, source in named.items()}
+            join(parts, work / "set")
+            (work / "set").replace(output)
+        found = TrainingSet.open(output)
     typer.echo(
         f"{len(found):,} queries, {len(found.documents):,} documents, {len(found.positives.rows):,} positives, "
         f"{len(found.candidates.rows):,} candidates: {output}"
