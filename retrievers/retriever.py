@@ -9,7 +9,7 @@ from typing import Any, Self, overload
 
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
-from retrievers.encoders import Encoder, check_encoder, check_same, load_encoder, open_encoder
+from retrievers.encoders import Encoder, check_encoder, check_same, encode_query, load_encoder, open_encoder
 from retrievers.errors import IndexClosedError, QueryError, UnknownIdError, VectorError
 from retrievers.explanations import Explanation, explain
 from retrievers.indexes import bitmaps
@@ -128,7 +128,14 @@ class Retriever:
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first overload wins
-        self, query: str, k: int = 10, *, filter: Mapping[str, Any] | None = None, rerank: Any = None, depth: int = 100
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        rerank: Any = None,
+        depth: int = 100,
+        language: str | None = None,
     ) -> list[Hit]: ...
 
     @overload
@@ -140,6 +147,7 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
         rerank: Any = None,
         depth: int = 100,
+        language: str | None = None,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -150,6 +158,7 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
         rerank: Any = None,
         depth: int = 100,
+        language: str | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """The best ``k`` documents for a query, best first; for a sequence of queries, a list for each.
 
@@ -162,7 +171,11 @@ class Retriever:
         multi-vector model as an object, folder or hub name. A name is loaded at every call: to search more than
         once, make a :class:`retrievers.CrossEncoderReranker` or :class:`retrievers.MultiVectorReranker` and pass that.
 
-        Raises QueryError, ScoreError, FilterError, FilterTypeError, IndexClosedError, IndexDamagedError.
+        ``language`` is for encoders with an adapter for each language: that of these queries, where it is another than the
+        index remembers. Documents stay in theirs. A multi-vector model that reranks keeps its own languages.
+
+        Raises QueryError, EncoderError for a language that the encoder lacks, ScoreError, FilterError, FilterTypeError,
+        IndexClosedError, IndexDamagedError.
         """
         snapshot = self._current
         if isinstance(query, str):
@@ -178,24 +191,25 @@ class Retriever:
         reranker = None if rerank is None else as_reranker(rerank)
         if not texts:
             return []
-        vectors = self._encode_queries(snapshot, texts)
+        vectors = self._encode_queries(snapshot, texts, language)
         hits = _search(snapshot, vectors, int(first), condition)
         if reranker is not None:
             hits = reranked(texts, hits, reranker, int(k))
         return hits[0] if isinstance(query, str) else hits
 
-    def explain(self, query: str, id: str) -> Explanation:
+    def explain(self, query: str, id: str, *, language: str | None = None) -> Explanation:
         """Why a document has its score for a query.
 
         Lexical and sparse indexes tell the contribution of each term, multi-vector indexes the best token of the document
         for each token of the query; the contributions sum to the score that :meth:`search` gives. Dense scores have
-        no parts. Raises UnknownIdError.
+        no parts. ``language`` is that of :meth:`search`. Raises UnknownIdError.
         """
         snapshot = self._current
         place = snapshot.locate(id)
         if place is None:
             raise _unknown([id], self._root)
-        return explain(self.encoder, snapshot, self._encode_queries(snapshot, [query]), query, id, *place)
+        vectors = self._encode_queries(snapshot, [query], language)
+        return explain(self.encoder, snapshot, vectors, query, id, *place)
 
     def get(self, id: str) -> Document:
         """The document with this id. Raises UnknownIdError."""
@@ -284,9 +298,9 @@ class Retriever:
             raise IndexClosedError(f"the retriever of {self._root} is closed: open it again")
         return self._snapshot
 
-    def _encode_queries(self, snapshot: Snapshot, texts: list[str]) -> Vectors:
+    def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder
-        vectors = encoder.encode_query(texts)
+        vectors = encode_query(encoder, texts, language)
         check(vectors, encoder.kind, len(texts))
         wanted = snapshot.dimension
         if wanted is not None and dimension(vectors) != wanted:

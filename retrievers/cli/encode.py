@@ -37,6 +37,7 @@ def encode(
     device: options.Device = None,
     batch_size: options.BatchSize = 32,
     dtype: options.Dtype = None,
+    language: options.Language = None,
     id_field: options.IdField = None,
     text_field: options.TextField = None,
     title_field: options.TitleField = None,
@@ -58,7 +59,7 @@ def encode(
     if side is Side.query and any((id_field, text_field, title_field, delimiter)):
         raise typer.BadParameter("fields are for documents", param_hint="--as query")
     with Meter("loading the encoder", "texts") as meter:
-        model = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype)
+        model = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype, language=language)
         path, ids_path = _paths(output, SUFFIXES[model.kind], model.kind)
         if side is Side.query:
             texts = _queries(source)

@@ -35,6 +35,8 @@ def build(
     device: options.Device = None,
     batch_size: options.BatchSize = 32,
     dtype: options.Dtype = None,
+    language: options.Language = None,
+    query_language: options.QueryLanguage = None,
     id_field: options.IdField = None,
     text_field: options.TextField = None,
     title_field: options.TitleField = None,
@@ -58,7 +60,14 @@ def build(
             from retrievers.encoders import load_encoder
             from retrievers.retriever import Retriever
 
-            model = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype)
+            model = load_encoder(
+                encoder,
+                device=device,
+                batch_size=batch_size,
+                dtype=dtype,
+                language=language,
+                query_language=query_language,
+            )
             meter.expect(count_documents(source), before)
             meter.phase("indexing")
             started = time.monotonic()

@@ -86,6 +86,10 @@ def print_information(report: dict[str, Any]) -> None:
         "size": print_size(report["bytes"]),
         "format": f"{report['format']}, generation {report['generation']}",
     }
+    reference = report["encoder"] or {}
+    if "query_language" in reference:  # of a model with an adapter for each
+        language, asked = reference["language"], reference["query_language"]
+        lines["language"] = language if asked == language else f"{language}, queries in {asked}"
     for name, value in lines.items():
         typer.echo(f"{name:<12} {value}")
     for name, field in report["fields"].items():

@@ -31,6 +31,13 @@ Memory = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a model runs: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="The model's numbers: float32, float16 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that a model encodes at once.")]
+Language = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The texts' language, such as de_DE, for a model with an adapter for each."),
+]
+QueryLanguage = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The language of queries, where it is another than the documents'.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 DEFAULT_MEMORY = "2GiB"

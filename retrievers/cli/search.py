@@ -55,6 +55,10 @@ def search(
     run_tag: Annotated[str, typer.Option(metavar="NAME", help="The last column of a trec run.")] = "retrievers",
     device: options.Device = None,
     dtype: options.Dtype = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The language of the queries, where it is another than the index remembers."),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each score is made of.")] = False,
     rerank: Annotated[
         str | None,
@@ -107,9 +111,13 @@ def search(
         done = 0
         with nullcontext() if typed else Meter("searching", "queries", bar=bar) as meter:
             for batch in batches(wanted, 1 if typed else many):
-                found = retriever.search([q.text for q in batch], k, filter=condition, rerank=reranker, depth=reranked)
+                texts = [one.text for one in batch]
+                found = retriever.search(texts, k, filter=condition, rerank=reranker, depth=reranked, language=language)
                 for one, hits in zip(batch, found, strict=True):
-                    parts = [retriever.explain(one.text, hit.id).contributions for hit in hits] if explain else None
+                    parts = None
+                    if explain:
+                        told = [retriever.explain(one.text, hit.id, language=language) for hit in hits]
+                        parts = [explanation.contributions for explanation in told]
                     show(one, hits, parts)
                 sys.stdout.flush()
                 done += len(batch)

@@ -46,24 +46,42 @@ def load_encoder(
     device: str | None = None,
     batch_size: int = 32,
     dtype: str | None = None,
+    language: str | None = None,
+    query_language: str | None = None,
 ) -> Encoder:
     """The encoder that a user names.
 
     ``spec`` is ``"bm25"`` (with options: ``"bm25(language=german, k1=0.9)"``), a folder or the hub name of a
     sentence-transformers model of any of the three kinds, or an encoder, which is returned as it is. ``device``,
-    ``batch_size`` and ``dtype`` are for models.
+    ``batch_size`` and ``dtype`` are for models. ``language`` and ``query_language`` are for models with an adapter for
+    each language (:class:`retrievers.MultiVectorEncoder`).
 
     Raises SpecError for bad options, ModelNotFoundError and EncoderError for what is no model.
     """
     if not isinstance(spec, str | Path):
+        if language is not None or query_language is not None:
+            raise EncoderError(
+                f"the {type(spec).__name__} is made already: give it its language where it is made, or leave language out"
+            )
         return check_encoder(spec)
     if isinstance(spec, str) and (parsed := _lexical_spec(spec)) is not None:
+        if language is not None or query_language is not None:
+            raise SpecError(
+                "language is for models with an adapter for each; bm25 takes it as an option: 'bm25(language=german)'"
+            )
         from retrievers.encoders.lexical import LexicalEncoder
 
         return LexicalEncoder.from_spec(parsed)
     from retrievers.encoders.model import load_model_encoder
 
-    return load_model_encoder(spec, device=device, batch_size=batch_size, dtype=dtype)
+    return load_model_encoder(
+        spec,
+        device=device,
+        batch_size=batch_size,
+        dtype=dtype,
+        language=language,
+        query_language=query_language,
+    )
 
 
 def _lexical_spec(text: str) -> Spec | None:
@@ -90,6 +108,23 @@ def check_encoder(encoder: object) -> Encoder:
     if encoder.kind not in KINDS:
         raise EncoderError(f"{type(encoder).__name__} has kind {encoder.kind!r}; the kinds are {', '.join(KINDS)}")
     return encoder
+
+
+def encode_query(encoder: Encoder, texts: Sequence[str], language: str | None = None) -> Vectors:
+    """The vectors of queries, in ``language`` where it is not None.
+
+    Raises EncoderError for a language of an encoder that has none to choose from.
+    """
+    if language is None:
+        return encoder.encode_query(texts)
+    if not getattr(encoder, "languages", ()):
+        raise EncoderError(
+            f"the queries' language is given as {language!r}, and the index's {type(encoder).__name__} has no adapters for "
+            "languages: leave language out"
+        )
+    in_language: Any = encoder.encode_query
+    found: Vectors = in_language(texts, language=language)
+    return found
 
 
 def store_encoder(encoder: Encoder, folder: Path) -> dict[str, Any]:

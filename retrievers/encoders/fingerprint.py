@@ -28,11 +28,12 @@ _NOT_IDENTITY = frozenset(
 )
 
 
-def fingerprint(model: Any, kind: str) -> str:
+def fingerprint(model: Any, kind: str, languages: Mapping[Any, str] | None = None) -> str:
     """SHA-256, as 64 hexadecimal digits, over everything that decides the vectors that ``model`` gives.
 
     ``model`` is a sentence-transformers model. Counted are its weights (names, types, shapes, bytes), tokenizers,
     prompts, lengths, the settings of every module, the similarity and the kind; not the device, the path, or versions.
+    ``languages`` of a model with adapters are counted in the place of the one that was saved with it.
     """
     import torch
 
@@ -44,7 +45,12 @@ def fingerprint(model: Any, kind: str) -> str:
         "default_prompt_name": model.default_prompt_name,
         "truncate_dim": getattr(model, "truncate_dim", None),
         "max_active_dims": getattr(model, "max_active_dims", None),
-        "modules": [[name, *_module(module)] for name, module in model.named_modules() if _is_part(module)],
+        "languages": languages or None,
+        "modules": [
+            [name, *_module(module, saved_language=not languages)]
+            for name, module in model.named_modules()
+            if _is_part(module)
+        ],
     }
     digest.update(json.dumps(_canonical(settings), sort_keys=True, ensure_ascii=True).encode())
     state = model.state_dict()
@@ -59,7 +65,7 @@ def _is_part(module: Any) -> bool:
     return hasattr(module, "get_config_dict") or hasattr(module, "tokenizer")
 
 
-def _module(module: Any) -> list[Any]:
+def _module(module: Any, *, saved_language: bool) -> list[Any]:
     described: list[Any] = [type(module).__name__]
     if hasattr(module, "get_config_dict"):
         described.append(module.get_config_dict())
@@ -67,7 +73,10 @@ def _module(module: Any) -> list[Any]:
         described.append(getattr(module, name, None))
     backbone: Any = getattr(getattr(module, "model", None), "config", None)
     if hasattr(backbone, "to_diff_dict"):
-        described.append(backbone.to_diff_dict())
+        settings = backbone.to_diff_dict()
+        if not saved_language:
+            settings.pop("default_language", None)
+        described.append(settings)
     if not hasattr(module, "sub_modules"):  # a Router only passes on what its parts have
         described.append(_tokenizer(getattr(module, "tokenizer", None)))
     return described

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.encoders import checkpoints
+from retrievers.encoders import adapters, checkpoints
 from retrievers.encoders.checkpoints import NeuralKind, require_neural
 from retrievers.encoders.texts import check_texts
 from retrievers.errors import EncoderError, IndexDamagedError, ModelNotFoundError
@@ -49,6 +49,9 @@ class NeuralModel:
 
     ``source`` is a folder, a name on the hub, or the sentence-transformers object, which is used as it is (and moved
     where ``device`` or ``dtype`` is given). Encoding may be called from several threads.
+
+    ``language`` and ``query_language`` are for models with an adapter for each language: that of documents, and that of
+    queries, by default the same. Where neither is given, it is the language that was saved with the model.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class NeuralModel:
         dtype: str | None,
         max_batch_tokens: int | None,
         revision: str | None,
+        language: str | None = None,
+        query_language: str | None = None,
     ) -> None:
         check_options(dtype, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
         self.kind = kind
@@ -78,6 +83,8 @@ class NeuralModel:
             if device is not None:
                 self.model.to(device)
         self._check_routes()
+        #: The language of each side; empty for a model without adapters.
+        self.languages = self._choose_languages(language, query_language)
         self.model.eval()
         budgets = _CPU_TOKENS if self.model.device.type == "cpu" else _ACCELERATOR_TOKENS
         self.max_batch_tokens = budgets[kind] if max_batch_tokens is None else max_batch_tokens
@@ -101,6 +108,19 @@ class NeuralModel:
             except ValueError as error:
                 raise EncoderError(f"the model has no route for a {task}: {error}") from error
 
+    def _choose_languages(self, language: str | None, query_language: str | None) -> dict[Task, str]:
+        asked = language if query_language is None else query_language
+        wanted: dict[Task, str | None] = {"document": language, "query": asked}
+        chosen = {task: adapters.choose_language(self.input_module(task), name) for task, name in wanted.items()}
+        return {task: name for task, name in chosen.items() if name is not None}
+
+    def language(self, task: Task, wanted: str | None = None) -> str | None:
+        """The language that texts of this side are encoded in: ``wanted``, or the one that was chosen for the side.
+
+        Raises EncoderError where the model has no adapter for it.
+        """
+        return self.languages.get(task) if wanted is None else adapters.choose_language(self.input_module(task), wanted)
+
     def apply_dtype(self) -> None:
         """Convert the weights to the type asked for, after taking the fingerprint, which is that of the checkpoint."""
         if self._dtype is None:
@@ -119,29 +139,36 @@ class NeuralModel:
 
         with self._lock:
             if self._fingerprint is None:
-                self._fingerprint = fingerprint(self.model, self.kind)
+                self._fingerprint = fingerprint(self.model, self.kind, self.languages)
             return self._fingerprint
 
     def reference(self) -> dict[str, Any]:
         """How to find the model again; ``model`` is None for an object, which :meth:`store` writes out."""
-        return {
+        found = {
             "kind": self.kind,
             "model": self.location,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
         }
+        if self.languages:
+            found |= {"language": self.languages["document"], "query_language": self.languages["query"]}
+        return found
 
     def store(self, folder: Path) -> None:
         """Write the model itself below ``folder``, if there is no other place to find it again."""
         if self.location is None:
-            save(self.model, folder / MODEL_FOLDER)
+            self._write(folder / MODEL_FOLDER)
 
     def save(self, folder: str | Path) -> None:
         """Save as a sentence-transformers folder, to which :meth:`reference` points from then on."""
         if self._converted:
             raise EncoderError(f"the weights were converted to {self._dtype}: load the model without dtype to save it")
-        save(self.model, Path(folder))
+        self._write(Path(folder))
         self.location, self.revision = str(Path(folder).resolve()), None
+
+    def _write(self, folder: Path) -> None:
+        with self._lock, adapters.saved_language(self.input_module("document"), self.languages.get("document")):
+            save(self.model, folder)
 
     def prompt(self, task: Task) -> str | None:
         """What goes before every text of this side, by the rule of sentence-transformers' own ``encode_query``."""
@@ -151,17 +178,20 @@ class NeuralModel:
                 return prompts[name]
         return None if self.model.default_prompt_name is None else prompts.get(self.model.default_prompt_name)
 
-    def preprocess(self, texts: list[str], task: Task) -> dict[str, Any]:
-        """The features of a batch, on the model's device."""
+    def preprocess(self, texts: list[str], task: Task, language: str | None = None) -> dict[str, Any]:
+        """The features of a batch, on the model's device; ``language`` is another than that of the side."""
         from sentence_transformers.util import batch_to_device
 
         with self._lock:  # a tokenizer's truncation and padding are set anew at each call, which no other may see
             features = self.model.preprocess(texts, prompt=self.prompt(task), task=task)
         moved: dict[str, Any] = batch_to_device(features, self.model.device)
+        chosen = self.language(task, language)
+        if chosen is not None:
+            moved[adapters.IDS] = adapters.language_ids(self.input_module(task), chosen, moved["input_ids"])
         return moved
 
     def run(
-        self, texts: Sequence[str], task: Task, **options: Any
+        self, texts: Sequence[str], task: Task, language: str | None = None, /, **options: Any
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
         """The model's outputs batch by batch, long texts first, with the positions of a batch's texts in ``texts``."""
         import torch
@@ -170,7 +200,7 @@ class NeuralModel:
         if self.model.training:
             self.model.eval()
         for positions in self._batches(checked, task):
-            features = self.preprocess([checked[position] for position in positions], task)
+            features = self.preprocess([checked[position] for position in positions], task, language)
             with torch.inference_mode():
                 features = self.model(features, task=task, **options)
             yield positions, features
@@ -334,9 +364,17 @@ def _accept(source: Any, kind: NeuralKind) -> Any:
 
 
 def load_model_encoder(
-    spec: str | Path, *, device: str | None = None, batch_size: int = 32, dtype: str | None = None
+    spec: str | Path,
+    *,
+    device: str | None = None,
+    batch_size: int = 32,
+    dtype: str | None = None,
+    language: str | None = None,
+    query_language: str | None = None,
 ) -> DenseEncoder | SparseEncoder | MultiVectorEncoder:
     """The encoder saved at ``spec``, a folder or a name on the hub; its kind comes from its saved configuration.
+
+    The languages are for multi-vector models with an adapter for each, see :class:`MultiVectorEncoder`.
 
     Raises ModelNotFoundError where there is none, EncoderError where it is no encoder, or a plain masked-language
     model, which fits several kinds; MissingDependencyError where sentence-transformers is not installed.
@@ -350,8 +388,13 @@ def load_model_encoder(
             f"SparseEncoder.inference_free({str(spec)!r}, corpus) for queries without a model; "
             f"DenseEncoder({str(spec)!r}) for mean pooling"
         )
+    languages = _given(language=language, query_language=query_language)
+    if languages and checkpoint.kind != "multi-vector":
+        raise EncoderError(
+            f"{spec} is a {checkpoint.kind} encoder: a language is chosen for multi-vector models with adapters alone"
+        )
     encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(checkpoint.kind)(
-        spec, device=device, batch_size=batch_size, dtype=dtype
+        spec, device=device, batch_size=batch_size, dtype=dtype, **languages
     )
     return encoder
 
@@ -371,8 +414,9 @@ def open_neural(
         from retrievers.encoders.sparse import SparseEncoder
 
         return SparseEncoder.open_stored(reference, folder, device=device, dtype=dtype)
+    languages = _given(language=reference.get("language"), query_language=reference.get("query_language"))
     encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(kind)(
-        source_of(reference, folder), device=device, dtype=dtype, revision=reference.get("revision")
+        source_of(reference, folder), device=device, dtype=dtype, revision=reference.get("revision"), **languages
     )
     if reference.get("model") is None:
         encoder.neural.location = None  # its files belong to the index, which may be moved as a whole
@@ -394,6 +438,10 @@ def source_of(reference: Mapping[str, Any], folder: Path) -> str | Path:
             "Retriever.open(..., encoder=...)"
         )
     return source
+
+
+def _given(**options: str | None) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _encoder_class(kind: Any) -> Any:

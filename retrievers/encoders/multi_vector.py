@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from retrievers.encoders import adapters
 from retrievers.encoders.model import NeuralModel, Task
 from retrievers.vectors import TokenVectors
 
@@ -20,6 +21,11 @@ class MultiVectorEncoder:
     padding, ``max_batch_tokens`` tokens (None: a number that suits the device). ``dtype`` (``"float32"``,
     ``"bfloat16"``, ``"float16"``) converts the weights; vectors are float32 all the same. ``device`` is torch's name
     for it, by default the accelerator if there is one.
+
+    A model with an adapter for each language (X-MOD, ColBERT-XM) has to know which to use. ``language`` is that of
+    documents and queries, ``query_language`` that of queries where it is another; by default it is the language that was
+    saved with the model. Both are part of the fingerprint, and an index remembers them. A saved encoder keeps
+    ``language``. Raises EncoderError where no language is chosen, where the model lacks it, or has no adapters.
 
     Prompts, lengths, query expansion, the tokens left out of documents and normalisation are the model's own. With
     ``similarity`` ``"maxsim"`` the vectors are as the model gives them; with ``"meanmaxsim"`` those of a query are
@@ -37,6 +43,8 @@ class MultiVectorEncoder:
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
+        language: str | None = None,
+        query_language: str | None = None,
     ) -> None:
         self.neural = NeuralModel(
             model,
@@ -46,6 +54,8 @@ class MultiVectorEncoder:
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
             revision=revision,
+            language=language,
+            query_language=query_language,
         )
         self.similarity: Literal["maxsim", "meanmaxsim"] = self.neural.model.similarity_fn_name
         self.neural.apply_dtype()
@@ -60,17 +70,39 @@ class MultiVectorEncoder:
         """What an index remembers of the encoder that it was built with."""
         return self.neural.fingerprint
 
-    def encode_query(self, texts: Sequence[str]) -> TokenVectors:
-        """Token vectors of queries, expansion tokens included where the model expands."""
-        return self._encode(texts, "query")
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that the model has adapters for; empty where it has none."""
+        return adapters.languages_of(self.neural.input_module("query"))
 
-    def encode_document(self, texts: Sequence[str]) -> TokenVectors:
-        """Token vectors of documents, without the tokens that the model leaves out (punctuation, as a rule)."""
-        return self._encode(texts, "document")
+    @property
+    def language(self) -> str | None:
+        """The language of documents; None for a model without adapters."""
+        return self.neural.language("document")
 
-    def _encode(self, texts: Sequence[str], task: Task) -> TokenVectors:
+    @property
+    def query_language(self) -> str | None:
+        """The language of queries; None for a model without adapters."""
+        return self.neural.language("query")
+
+    def encode_query(self, texts: Sequence[str], *, language: str | None = None) -> TokenVectors:
+        """Token vectors of queries, expansion tokens included where the model expands.
+
+        ``language`` is that of these queries, where it is another than the encoder's.
+        """
+        return self._encode(texts, "query", language)
+
+    def encode_document(self, texts: Sequence[str], *, language: str | None = None) -> TokenVectors:
+        """Token vectors of documents, without the tokens that the model leaves out (punctuation, as a rule).
+
+        ``language`` is that of these documents, where it is another than the encoder's.
+        """
+        return self._encode(texts, "document", language)
+
+    def _encode(self, texts: Sequence[str], task: Task, language: str | None = None) -> TokenVectors:
+        self.neural.language(task, language)  # refuses one that the model lacks, whatever the texts
         parts: list[NDArray[np.float32] | None] = [None] * len(texts)
-        for positions, features in self.neural.run(texts, task):
+        for positions, features in self.neural.run(texts, task, language):
             values = features["token_embeddings"].float().cpu().numpy()
             kept = features["attention_mask"].bool().cpu().numpy()
             for row, position in enumerate(positions):
