@@ -91,6 +91,14 @@ def test_topics_of_texts_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patched:
             patched.setattr("retrievers.training.topics._TEXTS", 17)
             np.testing.assert_array_equal(find_topics_of(encoder, texts, 5, seed=3).assignment, whole.assignment)
+            # A sample of ten queries a topic trains the centroids: of vectors that are all held, and of those that are not.
+            patched.setattr("retrievers.training.topics._SAMPLED", 10)
+            held = find_topics_of(encoder, texts, 5, seed=3)
+            patched.setattr("retrievers.training.topics._HELD", 0)
+            apart = find_topics_of(encoder, texts, 5, seed=3)
+            np.testing.assert_array_equal(apart.assignment, held.assignment)
+            np.testing.assert_allclose(apart.distances, held.distances, atol=1e-5)
+            assert (held.distances != whole.distances).any()
 
 
 def test_files(tmp_path: Path) -> None:

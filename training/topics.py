@@ -6,7 +6,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +18,7 @@ from retrievers.encoders import Encoder
 from retrievers.errors import TrainingDataError, VectorError
 from retrievers.indexes.exact import import_faiss
 from retrievers.indexes.files import replace_file
+from retrievers.training.batches import generator
 from retrievers.vectors import TokenVectors, Vectors, check, count
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ ENOUGH = 39
 _PROJECTED = 256  # dimensions that sparse vectors are brought to
 _COLUMNS = 1 << 15  # columns that are projected at a time
 _TEXTS = 1 << 12  # queries that are encoded at a time
+_SAMPLED = 256  # queries a topic that train its centroid
+_HELD = 1 << 30  # bytes of vectors up to which no query is encoded twice
+_SAMPLE = 31  # no two purposes of one seed share a stream
 _LARGEST = 1e15  # sums of squares of larger values could overflow float32
 _NAMES = ("format", "assignment", "distances", "wanted")
 
@@ -120,38 +124,82 @@ def find_topics(vectors: Vectors, k: int, *, seed: int = 0, spherical: bool = Fa
     well formed, and MissingDependencyError where faiss is not installed.
     """
     points = _dense(vectors, seed)
-    if not 1 <= k <= len(points):
-        raise TrainingDataError(
-            f"{k} topics of {len(points)} queries: give 1 to {len(points)} (at most {max(1, len(points) // ENOUGH)} for "
-            f"{ENOUGH} queries in each)"
-        )
-    faiss = import_faiss()
-    points = np.ascontiguousarray(points)
-    largest = float(np.abs(points).max(initial=0.0))
-    if largest > _LARGEST:
-        raise VectorError(f"vectors hold {largest:g}, too large to be clustered in float32: scale them down")
-    if spherical:
-        lengths = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))[:, None]
-        points = (points / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    folded = int(np.random.SeedSequence(seed).generate_state(1)[0]) & 0x7FFFFFFF  # FAISS takes 31 bits
-    # FAISS would print its warning of few points from C; describe_topics says it.
-    means = faiss.Kmeans(points.shape[1], k, niter=25, seed=folded, spherical=spherical, min_points_per_centroid=1)
-    means.train(points)
-    nearness, found = means.assign(points)
-    distances = np.maximum(2 - 2 * nearness if spherical else nearness, 0).astype(np.float32)
-    used, assignment = np.unique(found, return_inverse=True)
-    return Topics(assignment.astype(np.int64), len(used), distances, k)
+    _check_k(k, len(points))
+    chosen = _sample(len(points), k, seed)
+    some = points if len(chosen) == len(points) else points[chosen]
+    return _topics(_Means(some, k, seed, spherical), [points])
 
 
 def find_topics_of(encoder: Encoder, texts: Sequence[str], k: int, *, seed: int = 0, spherical: bool = False) -> Topics:
-    """:func:`find_topics` of the vectors that an encoder of any kind gives for queries."""
-    parts = [
-        _dense(encoder.encode_query(block), seed)
-        for start in range(0, len(texts), _TEXTS)
-        if (block := list(texts[start : start + _TEXTS]))
-    ]
-    points = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
-    return find_topics(points, k, seed=seed, spherical=spherical)
+    """:func:`find_topics` of the vectors that an encoder of any kind gives for queries.
+
+    Where their vectors would take more than a GiB, those of the random 256 a topic alone are held at once, and these queries
+    are encoded twice.
+    """
+    _check_k(k, len(texts))
+
+    def encoded(rows: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(rows), _TEXTS):
+            yield _dense(encoder.encode_query([texts[row] for row in rows[start : start + _TEXTS]]), seed)
+
+    width = next(encoded(range(1))).shape[1]
+    chosen = _sample(len(texts), k, seed)
+    if len(texts) * width * 4 <= _HELD or len(chosen) == len(texts):
+        return find_topics(np.concatenate([*encoded(range(len(texts)))]), k, seed=seed, spherical=spherical)
+    means = _Means(np.concatenate([*encoded(chosen)]), k, seed, spherical)
+    return _topics(means, encoded(range(len(texts))))
+
+
+class _Means:
+    """The centroids of some points, to which all are assigned."""
+
+    def __init__(self, points: NDArray[np.float32], k: int, seed: int, spherical: bool) -> None:
+        faiss = import_faiss()
+        self._spherical = spherical
+        points = self._scaled(points)
+        folded = int(np.random.SeedSequence(seed).generate_state(1)[0]) & 0x7FFFFFFF  # FAISS takes 31 bits
+        # FAISS would print its warning of few points from C; describe_topics says it.
+        self._found = faiss.Kmeans(
+            points.shape[1], k, niter=25, seed=folded, spherical=spherical, min_points_per_centroid=1
+        )
+        self._found.train(points)
+        self.wanted = k
+
+    def assign(self, points: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest centroid of each point, and the squared distance to it."""
+        nearness, found = self._found.assign(self._scaled(points))
+        return found, np.maximum(2 - 2 * nearness if self._spherical else nearness, 0).astype(np.float32)
+
+    def _scaled(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        largest = max(float(points.max(initial=0.0)), -float(points.min(initial=0.0)))
+        if largest > _LARGEST:
+            raise VectorError(f"vectors hold {largest:g}, too large to be clustered in float32: scale them down")
+        if self._spherical:
+            lengths = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))[:, None]
+            points = (points / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return np.ascontiguousarray(points)
+
+
+def _topics(means: _Means, blocks: Iterable[NDArray[np.float32]]) -> Topics:
+    found, distances = (np.concatenate(part) for part in zip(*map(means.assign, blocks), strict=True))
+    used, assignment = np.unique(found, return_inverse=True)
+    return Topics(assignment.astype(np.int64), len(used), distances, means.wanted)
+
+
+def _sample(count: int, k: int, seed: int) -> NDArray[np.int64]:
+    """The rows that train ``k`` centroids, ascending."""
+    if count <= _SAMPLED * k:
+        return np.arange(count)
+    chosen = generator(seed, _SAMPLE).choice(count, _SAMPLED * k, replace=False)
+    return np.sort(chosen).astype(np.int64, copy=False)
+
+
+def _check_k(k: int, count: int) -> None:
+    if not 1 <= k <= count:
+        raise TrainingDataError(
+            f"{k} topics of {count} queries: give 1 to {count} (at most {max(1, count // ENOUGH)} for {ENOUGH} queries in "
+            "each)"
+        )
 
 
 def describe_topics(topics: Topics, texts: Sequence[str], examples: int = 3) -> TopicTable:
