@@ -88,6 +88,80 @@ def make_dense(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+#: The languages of :func:`make_xmod`.
+LANGUAGES = ("en_XX", "de_DE")
+
+
+def make_xmod(folder: Path, **settings: Any) -> Path:
+    """A plain transformers folder: X-MOD of 2 layers by 32, random, with two languages and a tokenizer made of ``TEXTS``.
+
+    No checkpoint of such a model is small enough to carry. Special tokens stand where XLM-R's do.
+    """
+    import torch
+    from tokenizers import Tokenizer, processors
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Metaspace
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast, XmodConfig, XmodModel
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.train_from_iterator(
+        [*TEXTS, "! , . ; ? abcdefghijklmnopqrstuvwxyz"], BpeTrainer(vocab_size=400, special_tokens=special)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=256,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        **names,
+    ).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = XmodConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=300,
+        languages=list(LANGUAGES),
+        initializer_range=0.2,  # wide enough for adapters to matter
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        **{**sizes, **settings},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        XmodModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_adapted(folder: Path, **settings: Any) -> Path:
+    """A multi-vector model over :func:`make_xmod`, untrained, its language English, and otherwise as ColBERT-XM's are."""
+    import torch
+
+    from retrievers.training.models import starting_model
+    from retrievers.training.recipe import Model
+
+    start = make_xmod(folder / "start", **settings)
+    wanted = Model(
+        start=str(start),
+        kind="multi-vector",
+        dimension=16,
+        document_length=64,
+        language="en_XX",
+        query_expansion="attended",
+        skip_punctuation=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        starting_model(wanted, (), device="cpu").save(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
 def without_dropout(model: Any) -> Any:
     """The model in evaluation mode but for SPLADE's pooling, which there overwrites what a gradient needs."""
     model.eval()

@@ -12,7 +12,7 @@ import pytest
 from retrievers import vectors
 from retrievers.errors import EncoderError, RetrieversError
 
-NAMES = ("dense", "multi-vector", "splade", "inference-free", "lexical")
+NAMES = ("dense", "multi-vector", "adapters", "splade", "inference-free", "lexical")
 SIDES = ("encode_query", "encode_document")
 
 
@@ -33,6 +33,10 @@ def make_encoder(name: str, folder: Path) -> Any:
         from retrievers.encoders.multi_vector import MultiVectorEncoder
 
         return MultiVectorEncoder(models.make_multi_vector(folder / "multi-vector"), device="cpu")
+    if name == "adapters":
+        from retrievers.encoders.multi_vector import MultiVectorEncoder
+
+        return MultiVectorEncoder(models.make_adapted(folder), device="cpu", language="de_DE", query_language="en_XX")
     from retrievers.encoders.sparse import SparseEncoder
 
     if name == "splade":

@@ -1,8 +1,8 @@
 """Recipes: everything that a training run depends on, as a TOML file or an object.
 
 A recipe names a training set, a model to start from, how batches are drawn, what is minimised and for how long. Shipped ones
-are known by their name (``"contrastive"``, ``"tas-balanced"``, ``"inference-free"``, ``"colbert"``); settings are laid over
-them as ``section.key=value``.
+are known by their name (``"contrastive"``, ``"tas-balanced"``, ``"inference-free"``, ``"colbert"``, ``"colbert-xm"``); settings
+are laid over them as ``section.key=value``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from retrievers.errors import RecipeError
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained. ``start`` is a folder or a name on the hub; ``kind`` ``"sparse"`` is inference-free."""
+    """What is trained. ``start`` is a folder or a name on the hub; ``kind`` ``"sparse"`` is inference-free.
+
+    ``language`` is that of the training texts, for a multi-vector model over a backbone with an adapter for each language;
+    adapters and embeddings are then kept as they are. ``query_expansion`` fills the queries of a multi-vector model up to
+    ``query_length`` with mask tokens, which other tokens attend to (``"attended"``) or not (``"masked"``), and
+    ``skip_punctuation`` leaves punctuation out of its documents; without them a checkpoint of the kind keeps its own way.
+    """
 
     start: str = ""
     kind: Literal["dense", "sparse", "multi-vector"] = "dense"
@@ -30,6 +36,9 @@ class Model:
     query_length: int = 32  # tokens
     document_length: int = 128  # tokens
     head_divisor: float = 1.0  # of a masked-language head, for sparse
+    language: str = ""
+    query_expansion: Literal["none", "masked", "attended"] = "none"
+    skip_punctuation: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,12 @@ class Recipe:
                 f"sparsity.threshold is {wanted.threshold} and target {wanted.target}: the threshold is 0 or more, and a "
                 "target lies above it"
             )
+        if self.model.kind != "multi-vector":
+            for key in ("language", "query_expansion", "skip_punctuation"):
+                if getattr(self.model, key) != getattr(Model(), key):
+                    raise RecipeError(
+                        f"model.{key} is for multi-vector models, and model.kind is {self.model.kind!r}: leave it out"
+                    )
         if self.model.kind != "sparse" and self.sparsity != Sparsity():
             raise RecipeError(f"[sparsity] is for sparse models, and model.kind is {self.model.kind!r}")
 
