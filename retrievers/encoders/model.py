@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,12 @@ class NeuralModel:
         wanted = getattr(torch, self._dtype)
         self._converted = any(weight.dtype != wanted for weight in self.model.parameters())
         self.model.to(wanted)
+        if self.model.device.type == "cpu" and emulated(self._dtype):
+            warnings.warn(
+                f"this processor has no {self._dtype} arithmetic: encoding takes several times as long as in float32; leave "
+                "dtype out",
+                stacklevel=2,
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -258,6 +265,18 @@ class NeuralModel:
             return first
         routes = first.sub_modules
         return (routes[task] if task in routes else next(iter(routes.values())))[0]
+
+
+def emulated(dtype: str) -> bool:
+    """Whether this processor has to imitate a type of 16 bits, which takes torch about 8 times as long as float32."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64" or dtype == "float32":
+        return False
+    own = "bf16" if dtype == "bfloat16" else "fp16"
+    # Where there is AVX-512, what lacks is converted in registers.
+    return not any(capabilities.get(name) for name in ("avx512_f", "avx_ne_convert", f"avx512_{own}", f"amx_{own}"))
 
 
 def check_options(dtype: str | None, **sizes: int | None) -> None:
