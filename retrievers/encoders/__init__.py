@@ -113,7 +113,8 @@ def check_encoder(encoder: object) -> Encoder:
 def encode_query(encoder: Encoder, texts: Sequence[str], language: str | None = None) -> Vectors:
     """The vectors of queries, in ``language`` where it is not None.
 
-    Raises EncoderError for a language of an encoder that has none to choose from.
+    An encoder that can choose has ``languages``, and a keyword ``language`` of ``encode_query``. Raises EncoderError where
+    a language is given for an encoder that has none.
     """
     if language is None:
         return encoder.encode_query(texts)
