@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from retrievers import Document, Retriever, demo
 from retrievers.cli import app
-from retrievers.errors import LeakError, RecipeError
+from retrievers.errors import LeakError, RecipeError, TrainingDataError
 from retrievers.training.recipe import Batches, Data, Development, Loss, Model, Optimiser, Recipe, Sparsity
 from retrievers.training.sets import TrainingSet
+from retrievers.training.sources import join
 
 QUERIES, DOCUMENTS = 160, 400
 
@@ -67,6 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scores[span][np.isin(rows, made.positives.of(query))] += 10
     made.add_scores("lexical", scores)
     made.add_scores("noisy", scores + draws.normal(size=len(scores)).astype(np.float32))
+    join({"one": made, "another": made}, root / "joined")
     beir = root / "beir"
     (beir / "qrels").mkdir(parents=True)
     _lines(beir / "corpus.jsonl", ({"_id": one.id, "title": "", "text": one.text} for one in documents))
@@ -107,6 +109,17 @@ KINDS = {
         "batches": Batches(scheme="topics", size=8, topics=6, negatives=1, draw="balanced"),
         "loss": Loss(name="dual-teacher", scale=10.0, in_batch_teacher="bm25"),
     },
+    "sources": {
+        "set": "joined",
+        "batches": Batches(scheme="sources", exponent=0.5, size=8, negatives=3, draw="balanced", accumulate=2),
+        "loss": Loss(name="orthogonal", reweight=0.5),
+    },
+    "in-batch": {
+        "batches": Batches(size=8, negatives=1, chunk=4),
+        "loss": Loss(
+            name="in-batch-kl", in_batch_teacher="bm25", teacher_temperature=2.0, reweight=1.0, reweight_cap=2.0
+        ),
+    },
     "inference-free": {
         "model": "sparse",
         "batches": Batches(size=4, negatives=3, draw="balanced"),
@@ -124,10 +137,10 @@ KINDS = {
 
 def _parts(folder: Path, name: str) -> dict[str, object]:
     parts: dict[str, object] = dict(KINDS[name])
+    place = folder / str(parts.pop("set", "set"))
     kind = parts.pop("model", "dense")
     parts["model"] = Model(start=str(splade_folder()), kind=kind, document_length=64, dimension=32)  # type: ignore[arg-type]
-    if "loss" in parts:
-        parts["data"] = Data(set=str(folder / "set"), teachers=("lexical", "noisy"))
+    parts["data"] = Data(set=str(place), teachers=("lexical", "noisy") if "loss" in parts else ())
     return parts
 
 
@@ -137,7 +150,7 @@ def test_each_recipe_trains_a_model_that_an_index_takes(folder: Path, tmp_path: 
     from retrievers.training.trainer import Progress
 
     seen: list[Progress] = []
-    recipe = _recipe(tmp_path, "run", **{"data": Data(set=str(folder / "set")), **_parts(folder, name)})
+    recipe = _recipe(tmp_path, "run", **_parts(folder, name))
     recipe = replace(recipe, development=Development(data=str(folder / "beir"), every=3, documents=60, average=2))
     done = train(recipe, device="cpu", report=seen.append)
     assert [progress.step for progress in seen] == [1, 2, 3, 4, 5, 6]
@@ -166,7 +179,7 @@ train(Recipe.load(sys.argv[1]), device="cpu")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL is of POSIX systems")
-@pytest.mark.parametrize("name", ["tas-balanced", "inference-free"])
+@pytest.mark.parametrize("name", ["tas-balanced", "inference-free", "sources"])
 def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, name: str) -> None:
     recipes = []
     for output in ("whole", "killed"):
@@ -219,10 +232,12 @@ def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path) -> No
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     losses = []
     for processes in (1, 2):
-        parts = _parts(folder, "tas-balanced")
-        recipe = _recipe(tmp_path, f"run-{processes}", **parts)
+        recipe = _recipe(tmp_path, f"run-{processes}", **_parts(folder, "tas-balanced"))
         recipe = replace(
-            recipe, model=replace(recipe.model, start=str(start)), optimiser=Optimiser(steps=20, rate=5e-4)
+            recipe,
+            model=replace(recipe.model, start=str(start)),
+            optimiser=Optimiser(steps=20, rate=5e-4),
+            loss=replace(recipe.loss, reweight=1.0),  # weights are those of the batch of both
         )
         place = tmp_path / f"{processes}.toml"
         place.write_text(recipe.to_toml(), encoding="utf-8")
@@ -268,18 +283,31 @@ def test_a_changed_recipe_does_not_go_on_with_the_run_of_another(folder: Path, t
         ),
         ({"batches": Batches(negatives=1, draw="balanced")}, "reads the scores of teachers"),
         ({"loss": Loss(name="kl")}, "learns from teachers"),
+        ({"loss": Loss(name="in-batch-kl")}, r"loss\.in_batch_teacher"),
+        ({"loss": Loss(name="orthogonal"), "batches": Batches(negatives=0)}, "needs candidates"),
+        ({"loss": Loss(name="orthogonal"), "model": Model(start="m", similarity="dot")}, "'dot': set that to 'cosine'"),
+        ({"loss": Loss(name="orthogonal"), "model": Model(start="m", kind="sparse")}, "compare by dot product"),
+        ({"loss": Loss(reweight=1.5)}, r"loss\.reweight is 1\.5"),
+        ({"loss": Loss(reweight_cap=0.5)}, r"loss\.reweight_cap is 0\.5"),
+        ({"batches": Batches(scheme="topics", exponent=0.5)}, r"batches\.exponent is for batches of one source"),
+        ({"batches": Batches(scheme="sources", exponent=-1.0)}, r"batches\.exponent is -1\.0"),
+        (
+            {"batches": Batches(scheme="topics", fraction=0.5)},
+            r"batches\.fraction is 0\.5, which is for random batches",
+        ),
+        ({"batches": Batches(scheme="sources")}, "query 'q0' .* has no source"),
+        ({"batches": Batches(scheme="sources", size=500), "set": "joined"}, "the source 'one' .* has 160 queries"),
     ],
-    ids=["teacher", "draw", "loss"],
 )
 def test_what_a_recipe_lacks_is_said_before_the_work(
     folder: Path, tmp_path: Path, parts: dict[str, object], message: str
 ) -> None:
     from retrievers.training.run import train
 
-    data = parts.pop("data", {})
+    data = {"set": str(folder / str(parts.pop("set", "set"))), **parts.pop("data", {})}  # type: ignore[dict-item]
     parts.setdefault("batches", Batches(negatives=1))
-    with pytest.raises(RecipeError, match=message):
-        train(_recipe(tmp_path, "run", data=Data(set=str(folder / "set"), **data), **parts))  # type: ignore[arg-type]
+    with pytest.raises((RecipeError, TrainingDataError), match=message):
+        train(_recipe(tmp_path, "run", data=Data(**data), **parts))
     assert not (tmp_path / "run").exists()
 
 

@@ -39,6 +39,12 @@ class Drawn:
     teacher: Scores
     filler: NDArray[np.bool_]
 
+    def labels(self) -> Scores:
+        """Targets that no teacher gives, ``[b, c]``: 1 for the positive, 0 for a negative, NaN for filler."""
+        found = np.where(self.filler, np.nan, 0.0)
+        found[:, 0] = 1.0
+        return found
+
 
 class Examples:
     """Draws the candidates of the queries that can be trained on.
@@ -115,7 +121,10 @@ class Examples:
 
 
 class Assembler:
-    """From a step to the :class:`Batch` of this process: draws, texts, features and targets."""
+    """From a step to the :class:`Batch` of this process: draws, texts, features and targets.
+
+    ``labels`` says that the targets tell positives from negatives, whatever teachers there are to draw by.
+    """
 
     def __init__(
         self,
@@ -124,12 +133,13 @@ class Assembler:
         preprocess: Preprocess,
         *,
         in_batch: bool,
+        labels: bool = False,
         guide: LiveTeacher | None = None,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self._examples, self._batches, self._preprocess = examples, batches, preprocess
-        self._in_batch, self._guide = in_batch, guide
+        self._in_batch, self._labels, self._guide = in_batch, labels, guide
         self._rank, self._processes = rank, processes
 
     def __call__(self, step: int) -> Batch:
@@ -150,7 +160,8 @@ class Assembler:
             scores = batch_scores(self._guide, examples.set, drawn.queries[mine], everything)
             guide = torch.from_numpy(scores[:, places.reshape(drawn.documents.shape)])
             guide = guide.masked_fill(torch.from_numpy(drawn.filler).unsqueeze(0), torch.nan)
-        targets = Targets(torch.from_numpy(drawn.teacher[mine].astype(np.float32)), guide, drop)
+        teacher = drawn.labels() if self._labels else drawn.teacher
+        targets = Targets(torch.from_numpy(teacher[mine].astype(np.float32)), guide, drop)
         return Batch(step, self._preprocess(texts, "query"), self._preprocess(own, "document"), targets)
 
 

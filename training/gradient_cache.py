@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from retrievers.errors import TrainingError
 from retrievers.training.losses import Loss
 from retrievers.training.objective import Features, Objective
+from retrievers.training.objectives import Reweighting
 from retrievers.training.scores import Vectors
 
 
@@ -25,8 +26,17 @@ class CachedObjective(Objective):
     Raises TrainingError where ``chunk`` is below 1.
     """
 
-    def __init__(self, model: Any, kind: str, loss: Loss, *, chunk: int, special: tuple[int, ...] = ()) -> None:
-        super().__init__(model, kind, loss, special=special)
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        loss: Loss,
+        *,
+        chunk: int,
+        special: tuple[int, ...] = (),
+        reweighting: Reweighting | None = None,
+    ) -> None:
+        super().__init__(model, kind, loss, special=special, reweighting=reweighting)
         if chunk < 1:
             raise TrainingError(f"chunk is {chunk}: encode 1 or more texts at a time")
         self.chunk = chunk

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from retrievers.encoders.vocabulary_head import pooled_heads
 from retrievers.training.losses import Loss, Targets
+from retrievers.training.objectives import Reweighting
 from retrievers.training.processes import gather_rows, process_rank
-from retrievers.training.scores import BatchScores, Vectors, every_score, own_scores
+from retrievers.training.scores import BatchScores, Vectors, every_score, own_scores, unit
 
 Features = dict[str, Any]
 Encode = Callable[[Features, str], Vectors]
@@ -20,7 +21,7 @@ Encode = Callable[[Features, str], Vectors]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's share of this process.
+    """One step's share of this process; ``step`` counts batches, also where several make a step of the optimiser.
 
     ``queries`` are the features of ``b`` texts, ``documents`` those of ``b * c``: each query's candidates, its positive
     first, one query after the other. ``targets`` are those of the ``b`` queries, with the candidates of all processes.
@@ -44,15 +45,25 @@ class Outcome:
 class Objective(torch.nn.Module):
     """The loss of a batch as a module that holds the model, in the way of sentence-transformers' losses.
 
-    ``special`` are the columns of a sparse document that no query can hold, which are left out.
+    ``special`` are the columns of a sparse document that no query can hold, which are left out. With ``reweighting`` queries
+    count by their loss. Vectors are scaled to length 1 where the loss is one of cosines.
     """
 
-    def __init__(self, model: Any, kind: str, loss: Loss, *, special: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        loss: Loss,
+        *,
+        special: tuple[int, ...] = (),
+        reweighting: Reweighting | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.kind = kind
         self.loss = loss
         self.special = special
+        self.reweighting = reweighting
 
     def encode(self, features: Features, side: str) -> Vectors:
         """The vectors of a side, ``"query"`` or ``"document"``, with a graph where gradients are on."""
@@ -68,18 +79,24 @@ class Objective(torch.nn.Module):
             vectors = vectors.index_fill(1, columns, 0.0)
         return (vectors,)
 
-    def over(self, queries: Vectors, documents: Vectors, targets: Targets) -> Outcome:
+    def over(self, queries: Vectors, documents: Vectors, targets: Targets, step: int = 0) -> Outcome:
         """The loss of vectors; candidates of other processes take part where the loss reads the whole batch."""
+        compared = documents
+        if self.loss.cosine:
+            queries, compared = unit(queries, query=True), unit(documents, query=False)
         if not self.loss.in_batch:
-            scores = BatchScores(own_scores(queries, documents))
+            scores = BatchScores(own_scores(queries, compared))
         else:
-            everything: Vectors = tuple(gather_rows(part) for part in documents)
+            everything: Vectors = tuple(gather_rows(part) for part in compared)
             first = process_rank() * len(queries[0])
-            count = len(documents[0]) // len(queries[0])
+            count = len(compared[0]) // len(queries[0])
             every = every_score(queries, everything)
             scores = BatchScores.of(every.reshape(len(every), -1, count), first)
-        return Outcome(self.loss(scores, targets), documents, scores)
+        if self.reweighting is None:
+            return Outcome(self.loss(scores, targets), documents, scores)
+        return Outcome(self.reweighting(self.loss(scores, targets, "none"), step), documents, scores)
 
     def forward(self, batch: Batch) -> Outcome:
         """Encode both sides and take the loss."""
-        return self.over(self.encode(batch.queries, "query"), self.encode(batch.documents, "document"), batch.targets)
+        queries, documents = self.encode(batch.queries, "query"), self.encode(batch.documents, "document")
+        return self.over(queries, documents, batch.targets, batch.step)

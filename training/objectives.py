@@ -18,6 +18,7 @@ from retrievers.training.losses import (
     orthogonal_projection,
     reduce,
 )
+from retrievers.training.processes import gather_rows, process_count, process_rank
 from retrievers.training.scores import BatchScores
 
 
@@ -150,9 +151,11 @@ class Reweighting:
         return (1.0 + self.strength * centred / largest).clamp(max=self.cap)
 
     def __call__(self, losses: Tensor, step: int) -> Tensor:
-        """The weighted mean of losses ``[B]``."""
-        weights = self.weights(losses, step)
-        return (weights * losses).sum() / weights.sum()
+        """The weighted mean of losses ``[B]``; of several processes, whose mean is that of the batch of all."""
+        weights = self.weights(gather_rows(losses.detach()), step)
+        first = process_rank() * len(losses)
+        own = weights[first : first + len(losses)]
+        return (own * losses).sum() * process_count() / weights.sum()
 
 
 def weighted(rows: Tensor, step: int, reweighting: Reweighting | None) -> Tensor:

@@ -8,6 +8,7 @@ are laid over them as ``section.key=value``.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from retrievers.errors import RecipeError
+
+_DISTILLING = ("margin-mse", "kl", "dual-teacher")  # losses that learn from the scores of candidates
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ class Data:
 class Batches:
     """``size`` queries a batch, over all processes; ``chunk`` texts are encoded at a time (gradient caching; 0: all).
 
-    A step of the optimiser takes ``accumulate`` batches.
+    A step of the optimiser takes ``accumulate`` batches. With the scheme ``"sources"`` the queries of a batch are all of one
+    source, which stands before a slash in their ids, as joined training sets have it. A source is drawn as often as
+    its size to the power ``exponent``: 1 is in proportion, 0 each alike.
     """
 
-    scheme: Literal["random", "topics"] = "random"
+    scheme: Literal["random", "topics", "sources"] = "random"
     size: int = 32
     topics: int = 100
     per_batch: int = 1
@@ -71,7 +76,8 @@ class Batches:
     topic_encoder: str = ""  # empty: the model that is trained, before training
     negatives: int = 1
     draw: Literal["balanced", "quantile", "random", "hardest"] = "random"
-    fraction: float = 1.0  # of the queries, drawn anew each epoch
+    exponent: float = 1.0
+    fraction: float = 1.0  # of the queries, drawn anew each epoch, for random batches
     chunk: int = 0
     accumulate: int = 1
 
@@ -80,17 +86,27 @@ class Batches:
 class Loss:
     """``scale`` multiplies the student's scores; temperatures are those of the listwise KL divergence.
 
-    ``in_batch_teacher`` is a model that scores each query with all passages of the batch: the second teacher of
-    ``dual-teacher``, and in ``infonce`` what tells false negatives, those that it scores above the positive less ``epsilon``.
+    ``margin-mse``, ``kl`` and ``dual-teacher`` learn from the teachers of ``data``; ``orthogonal`` brings the cosine of a
+    positive to 1 and that of each negative to 0.
+
+    ``in_batch_teacher`` is a model that scores each query with all passages of the batch: the one teacher of
+    ``in-batch-kl``, the second one of ``dual-teacher``, and in ``infonce`` what tells false negatives, those that it scores
+    above the positive less ``epsilon``.
+
+    ``reweight``, from 0 (not at all) to 1, is how much more a query counts whose loss is above the mean of its batch, up to
+    ``reweight_cap`` times as much, once the learning rate has warmed up: see
+    :class:`~retrievers.training.objectives.Reweighting`.
     """
 
-    name: Literal["infonce", "margin-mse", "kl", "dual-teacher"] = "infonce"
+    name: Literal["infonce", "margin-mse", "kl", "in-batch-kl", "dual-teacher", "orthogonal"] = "infonce"
     scale: float = 20.0
     temperature: float = 1.0
     teacher_temperature: float = 1.0
     in_batch_weight: float = 0.75
     in_batch_teacher: str = ""
     epsilon: float = 0.0
+    reweight: float = 0.0
+    reweight_cap: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -207,22 +223,21 @@ class Recipe:
                 raise RecipeError(f"{key} is {value}: it must be {least} or more")
         if not 0 < self.batches.fraction <= 1:
             raise RecipeError(f"batches.fraction is {self.batches.fraction}: it lies above 0, and at most at 1")
-        if self.loss.name != "infonce" and not self.data.teachers:
+        if self.batches.fraction < 1 and self.batches.scheme != "random":
             raise RecipeError(
-                f"loss.name is {self.loss.name!r}, which learns from teachers: name some in data.teachers"
+                f"batches.fraction is {self.batches.fraction}, which is for random batches, and batches.scheme is "
+                f"{self.batches.scheme!r}: leave it out"
             )
-        if self.loss.name != "infonce" and self.batches.negatives < 1:
+        if not 0 <= self.batches.exponent < math.inf:
             raise RecipeError(
-                f"loss.name is {self.loss.name!r}, which needs candidates: set batches.negatives to 1 or more"
+                f"batches.exponent is {self.batches.exponent}: it is 0 (each source alike) to 1 (in proportion), or more"
             )
-        if self.loss.name == "dual-teacher" and not self.loss.in_batch_teacher:
+        if self.batches.exponent != Batches().exponent and self.batches.scheme != "sources":
             raise RecipeError(
-                "loss.name is 'dual-teacher': name the model that scores the batch in loss.in_batch_teacher"
+                f"batches.exponent is for batches of one source, and batches.scheme is {self.batches.scheme!r}: set it to "
+                "'sources', or leave the exponent out"
             )
-        if self.loss.in_batch_teacher and self.loss.name not in ("dual-teacher", "infonce"):
-            raise RecipeError(
-                f"loss.in_batch_teacher is set, and loss.name {self.loss.name!r} reads no scores of the batch: leave it out"
-            )
+        self._check_loss()
         if self.data.weights and len(self.data.weights) != len(self.data.teachers):
             raise RecipeError(
                 f"data.weights has {len(self.data.weights)} numbers for {len(self.data.teachers)} teachers"
@@ -246,6 +261,38 @@ class Recipe:
                     )
         if self.model.kind != "sparse" and self.sparsity != Sparsity():
             raise RecipeError(f"[sparsity] is for sparse models, and model.kind is {self.model.kind!r}")
+
+    def _check_loss(self) -> None:
+        wanted = self.loss
+        if wanted.name in _DISTILLING and not self.data.teachers:
+            raise RecipeError(f"loss.name is {wanted.name!r}, which learns from teachers: name some in data.teachers")
+        if wanted.name in (*_DISTILLING, "orthogonal") and self.batches.negatives < 1:
+            raise RecipeError(
+                f"loss.name is {wanted.name!r}, which needs candidates: set batches.negatives to 1 or more"
+            )
+        if wanted.name in ("dual-teacher", "in-batch-kl") and not wanted.in_batch_teacher:
+            raise RecipeError(
+                f"loss.name is {wanted.name!r}: name the model that scores the batch in loss.in_batch_teacher"
+            )
+        if wanted.in_batch_teacher and wanted.name not in ("dual-teacher", "in-batch-kl", "infonce"):
+            raise RecipeError(
+                f"loss.in_batch_teacher is set, and loss.name {wanted.name!r} reads no scores of the batch: leave it out"
+            )
+        if wanted.name == "orthogonal":
+            if self.model.kind == "sparse":
+                raise RecipeError(
+                    "loss.name is 'orthogonal', which is of cosines, and sparse models compare by dot product: choose "
+                    "another loss"
+                )
+            if self.model.kind == "dense" and self.model.similarity != "cosine":
+                raise RecipeError(
+                    f"loss.name is 'orthogonal', which is of cosines, and model.similarity {self.model.similarity!r}: set "
+                    "that to 'cosine'"
+                )
+        if not 0 <= wanted.reweight <= 1:
+            raise RecipeError(f"loss.reweight is {wanted.reweight}: it lies between 0 (not at all) and 1")
+        if not 1 <= wanted.reweight_cap < math.inf:
+            raise RecipeError(f"loss.reweight_cap is {wanted.reweight_cap}: it is 1 or more")
 
 
 def shipped_names() -> list[str]:

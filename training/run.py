@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from retrievers.encoders.checkpoints import require_neural
 from retrievers.encoders.model import NeuralModel, load, quiet, save
 from retrievers.encoders.sparse import special_ids
 from retrievers.errors import LeakError, RecipeError
-from retrievers.training.batches import Batches, RandomBatches, TopicAwareBatches
+from retrievers.training.batches import Batches, RandomBatches, SingleSourceBatches, TopicAwareBatches
 from retrievers.training.development import ENCODERS, MEASURE, DevelopmentSet
 from retrievers.training.ensemble import Ensemble
 from retrievers.training.examples import Assembler, Examples
@@ -27,10 +29,18 @@ from retrievers.training.leaks import find_leaks
 from retrievers.training.losses import Loss
 from retrievers.training.models import starting_model
 from retrievers.training.objective import Objective
-from retrievers.training.objectives import DualTeacher, InfoNCE, ListwiseKL, MarginMSE
+from retrievers.training.objectives import (
+    DualTeacher,
+    InfoNCE,
+    ListwiseKL,
+    MarginMSE,
+    OrthogonalProjection,
+    Reweighting,
+)
 from retrievers.training.processes import process_count, process_rank
 from retrievers.training.recipe import Recipe
 from retrievers.training.sets import TrainingSet
+from retrievers.training.sources import sources_of
 from retrievers.training.sparsity import QUERY_TABLE, Penalty
 from retrievers.training.teachers import LiveTeacher, live_teacher
 from retrievers.training.topics import Topics, find_topics_of
@@ -105,6 +115,11 @@ def train(
     examples = _examples(found, data)
     if found.batches.negatives:
         tell(str(examples.report))
+    if found.loss.name == "orthogonal" and found.model.kind == "dense" and model.similarity_fn_name != "cosine":
+        raise RecipeError(
+            f"loss.name is 'orthogonal', which is of cosines, and {found.model.start} compares by "
+            f"{model.similarity_fn_name}: start from another model, or choose another loss"
+        )
     batches = _batches(found, data, examples, model, folder, tell)
     neural = NeuralModel(
         model, found.model.kind, device=None, batch_size=32, dtype=None, max_batch_tokens=None, revision=None
@@ -118,6 +133,7 @@ def train(
         batches,
         neural.preprocess,
         in_batch=objective.loss.in_batch,
+        labels=found.loss.name == "orthogonal",
         guide=guide,
         rank=process_rank(),
         processes=process_count(),
@@ -164,6 +180,21 @@ def _check_data(recipe: Recipe, data: TrainingSet) -> None:
             f"batches.draw is {recipe.batches.draw!r}, which reads the scores of teachers: name some in data.teachers, or "
             "set it to 'random'"
         )
+    if recipe.batches.scheme == "sources":
+        _source_batches(recipe, data, np.arange(len(data)))
+
+
+def _source_batches(recipe: Recipe, data: TrainingSet, queries: NDArray[np.int64]) -> SingleSourceBatches:
+    """Batches of one source each, of some queries."""
+    sources = sources_of(data)
+    numbers, size = sources.numbers[queries], recipe.batches.size
+    for name, count in zip(sources.names, np.bincount(numbers, minlength=len(sources.names)).tolist(), strict=True):
+        if count < size:
+            raise RecipeError(
+                f"the source {name!r} of {data.path} has {count:,} queries to train on, fewer than a batch of {size:,}: set "
+                "batches.size to less, or make a set without it"
+            )
+    return SingleSourceBatches(numbers, size, exponent=recipe.batches.exponent, seed=recipe.seed)
 
 
 def _check_leaks(recipe: Recipe, data: TrainingSet, development: DevelopmentSet, say: Callable[[str], None]) -> None:
@@ -200,6 +231,8 @@ def _batches(
     wanted = recipe.batches
     if wanted.scheme == "random":
         return RandomBatches(len(examples.queries), wanted.size, seed=recipe.seed, fraction=wanted.fraction)
+    if wanted.scheme == "sources":
+        return _source_batches(recipe, data, examples.queries)
     place = folder / TOPICS
     if process_rank() == 0 and not place.is_file():
         _topics(recipe, data, examples, model).save(place)
@@ -226,19 +259,40 @@ def _loss(recipe: Recipe) -> Loss:
         return InfoNCE(scale=wanted.scale, epsilon=wanted.epsilon)
     if wanted.name == "margin-mse":
         return MarginMSE(scale=wanted.scale)
+    if wanted.name == "orthogonal":
+        return OrthogonalProjection()
     if wanted.name == "dual-teacher":
         return DualTeacher(scale=wanted.scale, in_batch_weight=wanted.in_batch_weight)
     return ListwiseKL(
-        scale=wanted.scale, temperature=wanted.temperature, teacher_temperature=wanted.teacher_temperature
+        scale=wanted.scale,
+        temperature=wanted.temperature,
+        teacher_temperature=wanted.teacher_temperature,
+        in_batch=wanted.name == "in-batch-kl",
     )
+
+
+def _reweighting(recipe: Recipe) -> Reweighting | None:
+    """Weights from the end of the learning rate's warm-up on, which is told in batches."""
+    if not recipe.loss.reweight:
+        return None
+    return Reweighting(
+        warmup=_warmup(recipe) * recipe.batches.accumulate, strength=recipe.loss.reweight, cap=recipe.loss.reweight_cap
+    )
+
+
+def _warmup(recipe: Recipe) -> int:
+    """The steps in which the learning rate rises."""
+    return round(recipe.optimiser.warmup * recipe.optimiser.steps)
 
 
 def _objective(recipe: Recipe, neural: NeuralModel) -> Objective:
     model, kind = neural.model, neural.kind
     special = special_ids(neural) if kind == "sparse" else ()
+    loss, reweighting = _loss(recipe), _reweighting(recipe)
     if recipe.batches.chunk:
-        return CachedObjective(model, kind, _loss(recipe), chunk=recipe.batches.chunk, special=special)
-    return Objective(model, kind, _loss(recipe), special=special)
+        chunk = recipe.batches.chunk
+        return CachedObjective(model, kind, loss, chunk=chunk, special=special, reweighting=reweighting)
+    return Objective(model, kind, loss, special=special, reweighting=reweighting)
 
 
 def _penalty(recipe: Recipe) -> Penalty | None:
@@ -260,7 +314,7 @@ def _arguments(recipe: Recipe, device: str | None) -> Any:
         learning_rate=wanted.rate,
         learning_rate_mapping=rates,
         weight_decay=wanted.weight_decay,
-        warmup_steps=round(wanted.warmup * wanted.steps),
+        warmup_steps=_warmup(recipe),
         lr_scheduler_type=wanted.schedule,
         max_grad_norm=wanted.largest_gradient,
         bf16=wanted.precision == "bf16",

@@ -48,7 +48,7 @@ class TrainerLoss(torch.nn.Module):
             else Objective(model, kind, loss, special=special)
         )
         self.regulariser = regulariser
-        self._unit = loss.cosine or (kind != "multi-vector" and model.similarity_fn_name == "cosine")
+        self._unit = kind != "multi-vector" and model.similarity_fn_name == "cosine"
 
     @property
     def model(self) -> Any:
