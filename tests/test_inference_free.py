@@ -69,6 +69,15 @@ def test_a_query_is_the_set_of_its_tokens(encoder: SparseEncoder) -> None:
     assert found[1].nnz == 0
 
 
+def test_a_recipe_may_begin_with_equal_weights() -> None:
+    from retrievers.training.models import starting_model
+    from retrievers.training.recipe import Model
+
+    wanted = Model(start=str(models.splade_folder()), kind="sparse", query_weights="uniform")
+    found = SparseEncoder(starting_model(wanted, CORPUS, device="cpu"))
+    assert [weight(found, token) for token in ("blood", "pressure", "library", "[SEP]")] == [1, 1, 1, 0]
+
+
 def test_weights_come_in_other_forms(encoder: SparseEncoder) -> None:
     import torch
 

@@ -118,9 +118,10 @@ def _sparse(recipe: Model, checkpoint: Any, documents: Iterable[str], device: st
         model = load(checkpoint.location, "sparse", device=device)
         if hasattr(model[0], "sub_modules"):
             return model
+    counted = documents if recipe.query_weights == "idf" else {}  # what is not named there weighs 1
     return build_router(
         checkpoint.location,
-        documents,
+        counted,
         tokenizer=None,
         activation="relu",
         head_divisor=recipe.head_divisor,

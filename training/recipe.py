@@ -39,6 +39,7 @@ class Model:
     query_length: int = 32  # tokens
     document_length: int = 128  # tokens
     head_divisor: float = 1.0  # of a masked-language head, for sparse
+    query_weights: Literal["idf", "uniform"] = "idf"  # of an inference-free model's query terms, to begin with
     language: str = ""
     query_expansion: Literal["none", "masked", "attended"] = "none"
     skip_punctuation: bool = False
@@ -253,11 +254,14 @@ class Recipe:
                 f"sparsity.threshold is {wanted.threshold} and target {wanted.target}: the threshold is 0 or more, and a "
                 "target lies above it"
             )
-        if self.model.kind != "multi-vector":
-            for key in ("language", "query_expansion", "skip_punctuation"):
-                if getattr(self.model, key) != getattr(Model(), key):
+        for kind, keys in (
+            ("multi-vector", ("language", "query_expansion", "skip_punctuation")),
+            ("sparse", ("head_divisor", "query_weights")),
+        ):
+            for key in keys:
+                if self.model.kind != kind and getattr(self.model, key) != getattr(Model(), key):
                     raise RecipeError(
-                        f"model.{key} is for multi-vector models, and model.kind is {self.model.kind!r}: leave it out"
+                        f"model.{key} is for {kind} models, and model.kind is {self.model.kind!r}: leave it out"
                     )
         if self.model.kind != "sparse" and self.sparsity != Sparsity():
             raise RecipeError(f"[sparsity] is for sparse models, and model.kind is {self.model.kind!r}")
