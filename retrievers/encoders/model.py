@@ -271,7 +271,7 @@ def emulated(dtype: str) -> bool:
     """Whether this processor has to imitate a type of 16 bits, which takes torch about 8 times as long as float32."""
     import torch
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("architecture") != "x86_64" or dtype == "float32":
         return False
     own = "bf16" if dtype == "bfloat16" else "fp16"
