@@ -14,6 +14,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from quality import package
 from sentence_transformers import SentenceTransformer
 
 from retrievers import DenseEncoder, Document, Retriever, SparseEncoder, read_beir, read_qrels
+from retrievers.encoders.model import Task
+from retrievers.errors import IndexExistsError
 from retrievers.training.kept_vectors import KeptVectors
 from retrievers.training.leaks import find_leaks
 from retrievers.training.mining import mine
@@ -189,19 +192,29 @@ def _write(place: Path, documents: Iterable[Document], texts: dict[str, str], qr
 
 
 class _ByRow:
-    """An encoder whose vectors of a training set's documents are kept: the index and the teacher share them."""
+    """An encoder whose vectors of a training set's texts are kept: the index, mining and the teacher share them."""
 
     def __init__(self, encoder: Any, training_set: TrainingSet) -> None:
-        self.encoder, self.kept = encoder, KeptVectors(training_set, encoder, "document")
-        texts = training_set.documents
-        self.rows = {texts.text(row): row for row in range(len(texts))}
+        self.encoder = encoder
+        self.sides: dict[Task, tuple[KeptVectors, dict[str, int]]] = {}
+        for side, texts in (("query", training_set.queries), ("document", training_set.documents)):
+            rows = {texts.text(row): row for row in range(len(texts))}
+            self.sides[side] = KeptVectors(training_set, encoder, side), rows
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
     def encode_document(self, texts: Sequence[str]) -> Any:
         """The vectors, each encoded once."""
-        return self.kept.of([self.rows[text] for text in texts])
+        return self._of("document", texts)
+
+    def encode_query(self, texts: Sequence[str]) -> Any:
+        """The vectors, each encoded once."""
+        return self._of("query", texts)
+
+    def _of(self, side: Task, texts: Sequence[str]) -> Any:
+        kept, rows = self.sides[side]
+        return kept.of([rows[text] for text in texts])
 
 
 def _mine(work: Path, found: TrainingSet) -> None:
@@ -209,7 +222,7 @@ def _mine(work: Path, found: TrainingSet) -> None:
     retrievers = []
     for name, encoder in (("bm25", "bm25"), ("minilm", dense)):
         place = work / f"index-{name}"
-        if not (place / "manifest.json").exists():
+        with suppress(IndexExistsError):  # one that was stopped goes on
             Retriever.build(place, read_beir(work / "train"), encoder=encoder).close()
             tell(f"{name} indexed the training documents")
         retrievers.append(Retriever.open(place, encoder=None if name == "bm25" else encoder))
