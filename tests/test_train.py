@@ -223,7 +223,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [0, 5], ids=["whole batches", "gradient caching"])
+def test_two_processes_take_the_steps_of_one(chunk: int, folder: Path, tmp_path: Path) -> None:
     start = copy_with(
         splade_folder(), tmp_path / "start", "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -238,6 +239,7 @@ def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path) -> No
             model=replace(recipe.model, start=str(start)),
             optimiser=Optimiser(steps=20, rate=5e-4),
             loss=replace(recipe.loss, reweight=1.0),  # weights are those of the batch of both
+            batches=replace(recipe.batches, chunk=chunk),
         )
         place = tmp_path / f"{processes}.toml"
         place.write_text(recipe.to_toml(), encoding="utf-8")
