@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -265,6 +266,21 @@ def test_training_ends_when_the_development_set_gains_no_more(folder: Path, tmp_
     recipe = replace(recipe, development=Development(data=str(folder / "beir"), every=2, documents=60, patience=2))
     done = train(recipe, device="cpu")
     assert done.steps == 6  # the first measurement is the best, and two more gain nothing at such a rate
+
+
+@pytest.mark.parametrize(("precision", "said"), [("fp32", False), ("bf16", True)])
+def test_a_precision_that_the_processor_imitates_is_said(
+    precision: Literal["fp32", "bf16"], said: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from retrievers.training.run import train
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    wanted = Optimiser(steps=1, precision=precision)
+    told: list[str] = []
+    train(_recipe(tmp_path, "run", data=Data(set=str(folder / "set")), optimiser=wanted), device="cpu", say=told.append)
+    assert any("which this processor imitates" in words for words in told) == said
 
 
 def test_a_changed_recipe_does_not_go_on_with_the_run_of_another(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 
 from retrievers.encoders.checkpoints import require_neural
-from retrievers.encoders.model import NeuralModel, load, quiet, save
+from retrievers.encoders.model import NeuralModel, emulated, load, quiet, save
 from retrievers.encoders.sparse import special_ids
 from retrievers.errors import LeakError, RecipeError
 from retrievers.training.batches import Batches, RandomBatches, SingleSourceBatches, TopicAwareBatches
@@ -57,6 +57,7 @@ from retrievers.training.trainer import (
 )
 
 MODEL, TOPICS = "model", "topics.npz"
+_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def train(
     folder = Path(found.output)
     transformers.utils.logging.set_verbosity_error()
     arguments = _arguments(found, device)  # sets the processes up
+    if arguments.use_cpu and emulated(_TYPES[found.optimiser.precision]):
+        tell(
+            f"optimiser.precision is {found.optimiser.precision!r}, which this processor imitates: steps take several times as "
+            "long as in fp32"
+        )
     if process_rank() == 0:
         claim(found, folder)
     _wait()
