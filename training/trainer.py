@@ -199,6 +199,10 @@ def trainer_class(kind: NeuralKind) -> Any:
         def floating_point_ops(self, inputs: Any) -> int:
             return 0
 
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            # The parent would make a model card at every checkpoint, which fails, aloud, for an inference-free model.
+            save(self.model, Path(output_dir or self.args.output_dir))
+
         def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
             super()._save_checkpoint(*arguments, **options)
             if self.is_world_process_zero():
