@@ -187,7 +187,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, 
         recipe = _recipe(tmp_path, output, **_parts(folder, name))
         recipe = replace(
             recipe,
-            optimiser=replace(recipe.optimiser, steps=24),
+            # Autocast to bf16 keeps nothing from one step to the next, and some processors are slow at it.
+            optimiser=replace(recipe.optimiser, steps=24, precision="fp32"),
             development=Development(data=str(folder / "beir"), every=4, documents=60),
         )
         recipes.append(tmp_path / f"{output}.toml")
