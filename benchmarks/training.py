@@ -54,7 +54,7 @@ IN_BATCH_KL = (
     "loss.teacher_temperature=0.05",
 )
 TOPICS, BALANCED = "batches.scheme='topics'", "batches.draw='balanced'"
-SPARSE_LENGTH = 64  # a step of 48 documents takes 5 s on one thread, nearly all of it in the head
+SPARSE_LENGTH = 64  # tokens; the head of 30,522 terms takes nearly all of a step's time
 SPARSE = (
     "model.query_length=32",
     f"model.document_length={SPARSE_LENGTH}",
