@@ -250,13 +250,14 @@ def _bars(topics: Topics) -> Figure:
 
     require_plots()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     sizes = np.sort(topics.sizes())[::-1]
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(np.arange(1, len(sizes) + 1), sizes, width=0.8 if len(sizes) <= 60 else 1.0)
     axes.axhline(float(sizes.mean()), color="#999", linewidth=1, label=f"mean: {sizes.mean():.1f}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"{len(sizes):,} topics, the largest first")
     axes.set_ylabel("queries")
     axes.margins(x=0.01)
