@@ -62,6 +62,8 @@ SPARSE = (
     "batches.negatives=2",
     "optimiser.steps=150",
     "optimiser.rate=2e-5",
+    "sparsity.threshold=0",  # the start has fewer non-zeros than the paper's threshold, which would spare all documents
+    "sparsity.rise=50",
 )
 FREE = (*SPARSE, "data.teachers=['minilm', 'splade']")
 MULTI = (*START, "batches.size=32", "optimiser.steps=300", "optimiser.rate=5e-4")
