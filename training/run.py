@@ -40,7 +40,7 @@ from retrievers.training.objectives import (
 from retrievers.training.processes import process_count, process_rank
 from retrievers.training.recipe import Recipe
 from retrievers.training.sets import TrainingSet
-from retrievers.training.sources import sources_of
+from retrievers.training.sources import Sources, sources_of
 from retrievers.training.sparsity import QUERY_TABLE, Penalty
 from retrievers.training.teachers import LiveTeacher, live_teacher
 from retrievers.training.topics import Topics, find_topics_of
@@ -96,6 +96,9 @@ def train(
     require_neural()
     data = TrainingSet.open(found.data.set)
     _check_data(found, data)
+    sources = sources_of(data) if found.batches.scheme == "sources" else None  # it reads all ids
+    if sources is not None:
+        _source_batches(found, data, sources, np.arange(len(data)))  # refuses small sources before the work
     tell: Callable[[str], None] = say or (lambda _: None)
     development = DevelopmentSet.read(found.development) if found.development.data else None
     if development is not None:
@@ -126,7 +129,7 @@ def train(
             f"loss.name is 'orthogonal', which is of cosines, and {found.model.start} compares by "
             f"{model.similarity_fn_name}: start from another model, or choose another loss"
         )
-    batches = _batches(found, data, examples, model, folder, tell)
+    batches = _batches(found, data, sources, examples, model, folder, tell)
     neural = NeuralModel(
         model, found.model.kind, device=None, batch_size=32, dtype=None, max_batch_tokens=None, revision=None
     )
@@ -186,13 +189,12 @@ def _check_data(recipe: Recipe, data: TrainingSet) -> None:
             f"batches.draw is {recipe.batches.draw!r}, which reads the scores of teachers: name some in data.teachers, or "
             "set it to 'random'"
         )
-    if recipe.batches.scheme == "sources":
-        _source_batches(recipe, data, np.arange(len(data)))
 
 
-def _source_batches(recipe: Recipe, data: TrainingSet, queries: NDArray[np.int64]) -> SingleSourceBatches:
+def _source_batches(
+    recipe: Recipe, data: TrainingSet, sources: Sources, queries: NDArray[np.int64]
+) -> SingleSourceBatches:
     """Batches of one source each, of some queries."""
-    sources = sources_of(data)
     numbers, size = sources.numbers[queries], recipe.batches.size
     for name, count in zip(sources.names, np.bincount(numbers, minlength=len(sources.names)).tolist(), strict=True):
         if count < size:
@@ -232,13 +234,19 @@ def _examples(recipe: Recipe, data: TrainingSet) -> Examples:
 
 
 def _batches(
-    recipe: Recipe, data: TrainingSet, examples: Examples, model: Any, folder: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    data: TrainingSet,
+    sources: Sources | None,
+    examples: Examples,
+    model: Any,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> Batches:
     wanted = recipe.batches
     if wanted.scheme == "random":
         return RandomBatches(len(examples.queries), wanted.size, seed=recipe.seed, fraction=wanted.fraction)
-    if wanted.scheme == "sources":
-        return _source_batches(recipe, data, examples.queries)
+    if sources is not None:
+        return _source_batches(recipe, data, sources, examples.queries)
     place = folder / TOPICS
     if process_rank() == 0 and not place.is_file():
         _topics(recipe, data, examples, model).save(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,18 +99,14 @@ class EncoderTeacher:
         if self.encoder.kind == "lexical":
             return self.lists(*_candidates(training_set, query_rows))
         lists = [training_set.candidates.of(row) for row in query_rows]
-        given = np.concatenate([np.empty(0, np.float32), *(np.zeros(len(rows), np.float32) for rows in lists)])
-        rows = np.concatenate([np.empty(0, np.int64), *lists])
-        owners = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
+        if not sum(map(len, lists)):
+            return [np.zeros(0, np.float32) for _ in lists]
         queries, documents = self._vectors(training_set)
-        if len(rows):
-            asked = queries.of(query_rows)
-            distinct, places = np.unique(rows, return_inverse=True)
-            for first in range(0, len(distinct), _DOCUMENTS):
-                here = np.flatnonzero((places >= first) & (places < first + _DOCUMENTS))
-                told = documents.of(distinct[first : first + _DOCUMENTS])
-                given[here] = paired(asked, self._alike(asked, told), owners[here], places[here] - first)
-        return np.split(given, np.cumsum([len(rows) for rows in lists])[:-1])
+        asked = queries.of(query_rows)
+        distinct, places = np.unique(np.concatenate(lists), return_inverse=True)
+        return _each(
+            lists, places, len(distinct), asked, lambda block: self._alike(asked, documents.of(distinct[block]))
+        )
 
     def rows(self, training_set: TrainingSet, query_rows: Rows, document_rows: Rows) -> Scores:
         """Every query with every document of a training set, by rows, float32 ``[B, n]``: see :meth:`LiveTeacher.scores`."""
@@ -129,24 +125,16 @@ class EncoderTeacher:
             raise QueryError(
                 f"got {len(query_texts)} queries and {len(document_texts)} sequences of documents: give one for each query"
             )
-        given = [np.zeros(len(texts), np.float32) for texts in document_texts]
-        wanted: dict[str, list[tuple[int, int]]] = {}
-        for query, texts in enumerate(document_texts):
-            for place, text in enumerate(texts):
-                wanted.setdefault(text, []).append((query, place))
-        if not wanted:
-            return given
+        if not any(document_texts):
+            return [np.zeros(0, np.float32) for _ in document_texts]
         asked = self._queries(query_texts)
-        distinct = sorted(wanted, key=lambda text: (-len(text), text))
-        for first in range(0, len(distinct), _DOCUMENTS):
-            block = distinct[first : first + _DOCUMENTS]
-            told = self._documents(block, asked)
-            places = [(query, place, row) for row, text in enumerate(block) for query, place in wanted[text]]
-            queries = np.array([query for query, _, _ in places], np.int64)
-            rows = np.array([row for _, _, row in places], np.int64)
-            for (query, place, _), score in zip(places, paired(asked, told, queries, rows), strict=True):
-                given[query][place] = score
-        return given
+        every = [text for texts in document_texts for text in texts]
+        distinct = sorted(set(every), key=lambda text: (-len(text), text))
+        row = {text: at for at, text in enumerate(distinct)}
+        places = np.array([row[text] for text in every], np.int64)
+        return _each(
+            document_texts, places, len(distinct), asked, lambda block: self._documents(distinct[block], asked)
+        )
 
     def scores(self, query_texts: Sequence[str], document_texts: Sequence[str]) -> Scores:
         """See :meth:`LiveTeacher.scores`."""
@@ -313,6 +301,26 @@ def _loaded(source: str | Path, settings: dict[str, Any]) -> Any:
     if checkpoint.kind == "cross-encoder":
         return as_reranker(checkpoint.location, **settings)
     return load_encoder(checkpoint.location, **settings)
+
+
+def _each(
+    lists: Sequence[Sized],
+    places: Rows,
+    distinct: int,
+    asked: Vectors,
+    told: Callable[[slice], Vectors],
+) -> list[Scores]:
+    """The scores of each query's list; ``places`` tells, list after list, which of the ``distinct`` documents an entry is.
+
+    ``told`` gives the vectors of some of them, which are in memory 2,048 at a time.
+    """
+    lengths = [len(one) for one in lists]
+    owners = np.repeat(np.arange(len(lists)), lengths)
+    given = np.zeros(len(places), np.float32)
+    for first in range(0, distinct, _DOCUMENTS):
+        here = np.flatnonzero((places >= first) & (places < first + _DOCUMENTS))
+        given[here] = paired(asked, told(slice(first, first + _DOCUMENTS)), owners[here], places[here] - first)
+    return np.split(given, np.cumsum(lengths)[:-1])
 
 
 def _candidates(training_set: TrainingSet, query_rows: Sequence[int]) -> tuple[list[str], list[list[str]]]:
