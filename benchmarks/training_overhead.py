@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import describe
-from quality import package
+from machine import describe, package
 
 from retrievers.training.models import starting_model
 from retrievers.training.recipe import Model
