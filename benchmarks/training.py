@@ -155,15 +155,10 @@ def measured(work: Path, encoder: Any, kind: str) -> dict[str, Any]:
             tempfile.TemporaryDirectory(dir=work) as place,
             Retriever.build(f"{place}/index", read_beir(test_folder(work, name)), encoder=counted) as retriever,
         ):
-            if kind == "multi-vector":  # whose searches one by one take long, and are not asked for
-                found_hits = retriever.search(list(texts.values()), 10)
-                outcome = evaluate(run_of(texts, found_hits), None, qrels, MEASURE)
-            else:
-                outcome = evaluate(retriever, texts, qrels, MEASURE, k=10)
+            hits = retriever.search(list(texts.values()), 10)
+            outcome = evaluate(run_of(texts, hits), None, qrels, MEASURE)
         values = [round(value, 4) for _, value in sorted(outcome.values[MEASURE].items())]
         found[name] = {"mean": round(float(np.mean(values)), 4), "values": values}
-        if outcome.speed is not None:
-            found[name]["p50_ms"] = round(outcome.speed.p50, 3)
         if kind == "sparse":
             found[name] |= {key: round(value, 3) for key, value in counted.outcome().items()}
     return found
@@ -201,7 +196,7 @@ def run(work: Path, kind: str, row: str, seed: int) -> None:
     recipe, settings = settings_of(kind, row, seed, work)
     times: list[float] = []
     started = time.perf_counter()
-    trained = train(recipe, settings, device="cpu", report=lambda _: times.append(time.perf_counter()), say=tell)
+    trained = train(recipe, settings, report=lambda _: times.append(time.perf_counter()), say=tell)
     seconds = time.perf_counter() - started
     found = measured(work, ENCODERS[kind](trained.model), kind)
     steps = np.diff(times)

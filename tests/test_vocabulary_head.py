@@ -13,6 +13,13 @@ from retrievers.encoders.vocabulary_head import highest_logits, install, pooled_
 BATCH, LENGTH, WIDTH, VOCABULARY = 4, 7, 12, 200
 
 
+@pytest.fixture(autouse=True, params=["as on a processor", "as on an accelerator"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of the head run here: the second notes the places of the highest logits in its forward pass."""
+    if request.param == "as on an accelerator":
+        monkeypatch.setattr(vocabulary_head, "_keeps_places", lambda hidden: True)
+
+
 def _inputs(*, bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(1)
     hidden, weight, shift = (

@@ -119,29 +119,57 @@ class _HighestLogits(torch.autograd.Function):
         numbers = _SLICE_NUMBERS.get(hidden.device.type, _ACCELERATOR_NUMBERS)
         step = max(64, min(vocabulary, numbers // max(1, batch * length)))
         found = hidden.new_empty(batch, vocabulary)
+        places = torch.empty(found.shape, dtype=torch.int64, device=hidden.device) if _keeps_places(hidden) else None
         for start in range(0, vocabulary, step):
             part = slice(start, start + step)
-            logits = torch.nn.functional.linear(tokens, weight[part])
+            logits = torch.nn.functional.linear(tokens, weight[part]).view(batch, length, -1)
             # The bias is the same at all positions, so it may come after the maximum.
-            torch.amax(logits.view(batch, length, -1), dim=1, out=found[:, part])
+            if places is None:
+                torch.amax(logits, dim=1, out=found[:, part])
+            else:
+                found[:, part], places[:, part] = torch.max(logits, dim=1)
         if bias is not None:
             found += bias
-        ctx.save_for_backward(hidden, weight)
+        ctx.save_for_backward(hidden, weight, places)
         ctx.with_bias = bias is not None
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        hidden, weight = ctx.saved_tensors
-        to_hidden, to_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
-        for row in range(len(hidden)):
-            # What a relu has cut off has no gradient, so that as a rule few entries are left.
-            entries = given[row].nonzero().squeeze(1)
-            if not len(entries):
-                continue
-            chosen, slopes = weight[entries], given[row, entries].unsqueeze(1)
-            places = (hidden[row] @ chosen.T).argmax(dim=0)
-            to_hidden[row].index_add_(0, places, slopes * chosen)
-            to_weight.index_add_(0, entries, slopes * hidden[row, places])
-        return to_hidden, to_weight, given.sum(dim=0) if ctx.with_bias else None
+        hidden, weight, places = ctx.saved_tensors
+        gradients = _row_by_row(given, hidden, weight) if places is None else _at_once(given, hidden, weight, places)
+        return *gradients, given.sum(dim=0) if ctx.with_bias else None
+
+
+def _keeps_places(hidden: torch.Tensor) -> bool:
+    """Whether the forward pass notes where the highest logits are: an accelerator would wait for each row otherwise."""
+    return hidden.device.type != "cpu"
+
+
+def _row_by_row(given: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of hidden states and weights; what a row needs fits a cache."""
+    to_hidden, to_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+    for row in range(len(hidden)):
+        # What a relu has cut off has no gradient, so that as a rule few entries are left.
+        entries = given[row].nonzero().squeeze(1)
+        if not len(entries):
+            continue
+        chosen, slopes = weight[entries], given[row, entries].unsqueeze(1)
+        places = (hidden[row] @ chosen.T).argmax(dim=0)
+        to_hidden[row].index_add_(0, places, slopes * chosen)
+        to_weight.index_add_(0, entries, slopes * hidden[row, places])
+    return to_hidden, to_weight
+
+
+def _at_once(
+    given: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of all rows together, from the positions that the forward pass noted."""
+    sums = torch.promote_types(hidden.dtype, torch.float32)  # in half precision they would lose what is small
+    rows, entries = given.nonzero(as_tuple=True)
+    slopes, where = given[rows, entries].unsqueeze(1).to(sums), rows * hidden.shape[1] + places[rows, entries]
+    tokens = hidden.reshape(-1, hidden.shape[2])
+    to_hidden = torch.zeros_like(tokens, dtype=sums).index_add_(0, where, slopes * weight[entries])
+    to_weight = torch.zeros_like(weight, dtype=sums).index_add_(0, entries, slopes * tokens[where])
+    return to_hidden.to(hidden.dtype).view_as(hidden), to_weight.to(weight.dtype)
