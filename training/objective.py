@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrievers.encoders.vocabulary_head import pooled_heads
+from retrievers.encoders.vocabulary_head import install, pooled_heads
 from retrievers.training.losses import Loss, Targets
 from retrievers.training.objectives import Reweighting
 from retrievers.training.processes import gather_rows, process_rank
@@ -59,6 +59,8 @@ class Objective(torch.nn.Module):
         reweighting: Reweighting | None = None,
     ) -> None:
         super().__init__()
+        if kind == "sparse":
+            install(model)
         self.model = model
         self.kind = kind
         self.loss = loss
