@@ -202,8 +202,9 @@ def as_reranker(value: Any, *, device: str | None = None, batch_size: int = 32, 
         if checkpoint.kind == "multi-vector":
             return _over_multi_vector(checkpoint.location, device, batch_size, dtype)
         return CrossEncoderReranker(checkpoint.location, device=device, batch_size=batch_size, dtype=dtype)
-    if isinstance(value, Reranker) and not isinstance(value, type):
-        return value
+    if callable(getattr(value, "score", None)) and not isinstance(value, type):
+        own: Reranker = value
+        return own
     if getattr(value, "kind", None) == "multi-vector":
         return MultiVectorReranker(value)
     loaded: Any = sys.modules.get("sentence_transformers")  # never imported: the value is none of its objects

@@ -350,6 +350,22 @@ def test_another_encoder_is_refused(tmp_path: Path) -> None:
         Retriever.open(tmp_path / "idx", encoder=object())  # type: ignore[arg-type]
 
 
+class _Delegate:
+    """Has what another encoder has, without a member of its own."""
+
+    def __init__(self, encoder: HashEncoder) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+
+def test_an_encoder_may_hand_its_members_on(tmp_path: Path) -> None:
+    encoder: Any = _Delegate(HashEncoder("dense"))
+    with Retriever.build(tmp_path / "idx", collection(20), encoder=encoder) as retriever:
+        assert retriever.search("w1", 1)
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     Retriever.build(tmp_path / "idx", collection(3)).close()
     manifest = tmp_path / "idx" / "manifest.json"

@@ -95,19 +95,24 @@ def _lexical_spec(text: str) -> Spec | None:
     return spec if spec.name == "bm25" else None
 
 
-def check_encoder(encoder: object) -> Encoder:
-    """Refuse an object that lacks a member of :class:`Encoder`, naming it."""
+def check_encoder(encoder: Any) -> Encoder:
+    """Refuse an object that lacks a member of :class:`Encoder`, naming it.
+
+    What hands its members on from another object (``__getattr__``) has them, though ``isinstance`` does not see it from
+    Python 3.12 on.
+    """
     missing = [
         name for name in ("kind", "fingerprint", "encode_query", "encode_document") if not hasattr(encoder, name)
     ]
-    if missing or not isinstance(encoder, Encoder):
+    if missing:
         raise EncoderError(
             f"{type(encoder).__name__} is no encoder: it lacks {', '.join(missing)}. Pass 'bm25', a path, a hub name, "
             "or an object with kind, fingerprint, encode_query and encode_document"
         )
     if encoder.kind not in KINDS:
         raise EncoderError(f"{type(encoder).__name__} has kind {encoder.kind!r}; the kinds are {', '.join(KINDS)}")
-    return encoder
+    found: Encoder = encoder
+    return found
 
 
 def encode_query(encoder: Encoder, texts: Sequence[str], language: str | None = None) -> Vectors:
