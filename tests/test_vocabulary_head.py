@@ -128,3 +128,22 @@ def test_an_installed_model_gives_the_same_within_the_context_as_outside() -> No
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
+
+
+def test_training_pools_the_head() -> None:
+    """The logits of a batch would take a hundred times the memory of its vectors, and most of the time of a step."""
+    from sentence_transformers import SparseEncoder
+
+    from retrievers.training.objective import Objective
+    from retrievers.training.objectives import InfoNCE
+
+    model = without_dropout(SparseEncoder(str(splade_folder()), device="cpu"))
+    features = model.preprocess(TEXTS)
+    wanted = model(dict(features))["sentence_embedding"].to_dense()
+    objective = Objective(model, "sparse", InfoNCE())
+    shapes: list[torch.Size] = []
+    head = model[0].model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    (found,) = objective.encode(features, "document")
+    assert shapes == [(len(TEXTS), 1, found.shape[1])]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
