@@ -11,6 +11,7 @@ setup(
                 "indexes/_dense.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
+                "indexes/_maxsim.c",
             ],
             depends=["indexes/_kernels.h", "indexes/_heap.h", "indexes/_inverted.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],

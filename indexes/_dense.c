@@ -46,11 +46,6 @@ CLONES static void offer_block(const Block *block, float *restrict low) {
     }
 }
 
-/* The number of items in a buffer, or -1 where it is misaligned or no whole number of them. */
-static int64_t items(const Py_buffer *buffer, Py_ssize_t size) {
-    return buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0 ? (int64_t)(buffer->len / size) : -1;
-}
-
 /* dense_offer(n, scores, rows, mask | None, best_scores, best_rows, counts) */
 PyObject *dense_offer(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -61,13 +56,13 @@ PyObject *dense_offer(PyObject *module, PyObject *arguments) {
                           b + COUNTS))
         return NULL;
     Block block = {b[SCORES].buf, b[ROWS].buf, b[MASK].buf, b[BEST_SCORES].buf, b[BEST_ROWS].buf, b[COUNTS].buf, 0, 0, 0};
-    block.row_count = items(b + ROWS, 8);
-    block.queries = items(b + COUNTS, 8);
-    const int64_t cells = items(b + BEST_ROWS, 8);
+    block.row_count = item_count(b + ROWS, 8);
+    block.queries = item_count(b + COUNTS, 8);
+    const int64_t cells = item_count(b + BEST_ROWS, 8);
     block.k = block.queries > 0 ? cells / block.queries : 0;
     int failed = n < 0 || block.row_count < 0 || block.queries < 0 || cells < 0 || block.k * block.queries != cells ||
-                 items(b + BEST_SCORES, 4) != cells || (block.queries > 0 && block.k < 1) ||
-                 items(b + SCORES, 4) != block.row_count * block.queries ||
+                 item_count(b + BEST_SCORES, 4) != cells || (block.queries > 0 && block.k < 1) ||
+                 item_count(b + SCORES, 4) != block.row_count * block.queries ||
                  (block.mask != NULL && (int64_t)b[MASK].len != n / 8 + (n % 8 != 0));
     for (int64_t at = 0; at < block.row_count && !failed; at++)
         failed = block.rows[at] < 0 || block.rows[at] >= n;

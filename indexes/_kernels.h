@@ -23,8 +23,15 @@
 #define SCALAR
 #endif
 
+/* The number of items in a buffer, or -1 where it is misaligned or no whole number of them. */
+static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
+    return buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0 ? (int64_t)(buffer->len / size) : -1;
+}
+
 PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
+PyObject *maxsim_level(PyObject *module, PyObject *arguments);
+PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 
 #endif

@@ -289,14 +289,18 @@ def settle(
     k: int,
     permitted: int,
     score: Score,
+    floor: NDArray[np.float32] | None = None,
 ) -> tuple[Found, NDArray[np.float64], NDArray[np.int64]]:
     """The best ``k`` of candidates (``[queries, fetched]``, best first) whose scores are off by at most ``error``.
 
+    Rows below ``floor`` (one a query) may be left out.
     Also returned are a bound for each query, below which no row can be among its best, and the queries for which rows
     that were not fetched reach it: what was found for those has to come from :func:`sift`.
     """
     # Each of the first k scores at least its fast score less the error; so nothing below that by one more error does.
     bounds = scores[:, k - 1] - 2 * error
+    if floor is not None:
+        bounds = np.maximum(bounds, np.nextafter(floor, np.float32(-np.inf)) - error)
     near = scores >= bounds[:, None]
     numbers, near_rows = np.nonzero(near)[0], rows[near]
     found = ranked(len(scores), numbers, near_rows, score(numbers, near_rows), k)

@@ -51,3 +51,21 @@ dense_offer: Callable[..., None] = _dense.dense_offer
 def compiled() -> bool:
     """Whether the compiled kernels are in use."""
     return _module is not None
+
+
+def maxsim_level() -> int:
+    """How late interaction can be scored in bfloat16: 0 not at all, 1 by AVX-512's dot products, 2 by AMX."""
+    return 0 if _module is None else int(_module.maxsim_level())
+
+
+def maxsim_scores(*arguments: Any) -> None:
+    """Fast scores of late interaction, off by what bfloat16 and float32 round.
+
+    ``(level, dimension, values, scales, starts, sizes, panels, offsets, scores)``: a level of 1 up to
+    :func:`maxsim_level`; float16 or int8 ``[tokens, dimension]``, with float32 ``[tokens]`` for int8; int64 ``[rows]`` each;
+    query tokens as bfloat16 in uint16 ``[panels, padded dimension / 2, 16, 2]``; int64 ``[queries + 1]``; float32
+    ``[rows, queries]``, which is written. Raises ValueError where these do not fit together.
+    """
+    if _module is None:
+        raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
+    _module.maxsim_scores(*arguments)

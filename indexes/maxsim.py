@@ -1,8 +1,10 @@
 """The ``maxsim`` kind: late interaction, computed for every document (Khattab and Zaharia, "ColBERT", 2020, section 3).
 
 The score of a document is the sum, over the tokens of the query, of the highest inner product with any of its tokens.
-As in :mod:`retrievers.indexes.exact`, a fast pass in float32 finds the rows that may be among the best, and each of
-these is scored for itself in float64; so scores do not depend on what is scored together.
+As in :mod:`retrievers.indexes.exact`, a fast pass finds the rows that may be among the best, and each of these is scored
+for itself in float64; so scores do not depend on what is scored together. The fast pass is in bfloat16 where the
+processor multiplies that (AVX-512 or AMX), and in float32 elsewhere; what it rounds is in the bound that decides which
+rows may be among the best.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, QueryError, SpecError, VectorError
-from retrievers.indexes import bitmaps
+from retrievers.indexes import bitmaps, kernels
 from retrievers.indexes.arrays import load_array, load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import (
@@ -24,8 +26,8 @@ from retrievers.indexes.exact import (
     Scored,
     check_search,
     fetched,
+    highest,
     longest,
-    merge_candidates,
     nothing,
     place,
     settle,
@@ -42,7 +44,13 @@ _LONGEST_SCORE = 1e34
 _CELLS = 1 << 20  # similarities that are held at a time: they stay near the processor
 _TOKENS = 1 << 12  # document tokens that are scored at a time
 _TOGETHER = 256  # query tokens that are scored at a time
-_MERGED = 1 << 11  # rows between two looks for the best so far
+_TOGETHER_NARROW = 1 << 12  # in bfloat16, where the documents' side has to be made for each time
+_ROWS = 1 << 11  # rows between two looks for the best so far
+_LANES, _STEP = (
+    16,
+    32,
+)  # of a panel of query tokens, as the kernel takes them: tokens, and what dimensions are padded to
+_LARGEST_NARROW = 1e37  # of a query's numbers: rounding them up must not reach infinity
 _COPIED = 1 << 16  # tokens that are encoded at a time
 
 
@@ -175,8 +183,16 @@ class MaxSimIndex:
         scales = load_array(folder / "scales.npy", np.float32, (meta["tokens"],)) if dtype == "int8" else None
         return cls(values, offsets, scales, spec, meta["longest"], str(folder))
 
-    def search(self, queries: Vectors, k: int, *, allowed: Bitmap | None = None, live: Bitmap | None = None) -> Found:
-        """The best ``k`` rows for each query (TokenVectors).
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        allowed: Bitmap | None = None,
+        live: Bitmap | None = None,
+        floor: NDArray[np.float32] | None = None,
+    ) -> Found:
+        """The best ``k`` rows for each query (TokenVectors); rows that score below ``floor`` (one a query) may be missing.
 
         Raises VectorError for queries of another kind or dimension, QueryError for a ``k`` below 1 or bitmaps of
         another size, IndexDamagedError where the stored vectors turn out to hold what was never written.
@@ -189,8 +205,10 @@ class MaxSimIndex:
         found = nothing(len(given))
         k = min(k, len(rows))
         if k:
-            for some in _groups(given.offsets):
-                place(found, some, self._search(_take(given, some), k, rows))
+            level = kernels.maxsim_level() if np.abs(given.values).max(initial=0) < _LARGEST_NARROW else 0
+            for some in _groups(given.offsets, _TOGETHER_NARROW if level else _TOGETHER):
+                least = None if floor is None else floor[some]
+                place(found, some, self._search(_take(given, some), k, rows, level, least))
         return found
 
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -222,9 +240,12 @@ class MaxSimIndex:
             )
         return given
 
-    def _search(self, queries: TokenVectors, k: int, rows: NDArray[np.int64]) -> Found:
+    def _search(
+        self, queries: TokenVectors, k: int, rows: NDArray[np.int64], level: int, floor: NDArray[np.float32] | None
+    ) -> Found:
         wide = queries.values.astype(np.float64)
-        lengths = np.add.reduceat(np.sqrt((wide * wide).sum(axis=1)), queries.offsets[:-1])
+        norms = np.sqrt((wide * wide).sum(axis=1))
+        lengths = np.add.reduceat(norms, queries.offsets[:-1])
         if not lengths.max() * self._longest < _LONGEST_SCORE:
             raise VectorError(
                 f"queries and token vectors of up to {self._longest:.3g} have inner products that float32 cannot hold: "
@@ -241,14 +262,39 @@ class MaxSimIndex:
             return scores
 
         fetch = fetched(k, len(rows))
-        best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        for some, scores in _gathered(self._fast_scores(queries, rows)):
-            best = merge_candidates(*best, scores, np.broadcast_to(some, scores.shape), fetch)
-        found, bounds, open_ = settle(*best, error, k, len(rows), score)
+        panels = None
+        if level:
+            narrow = _narrow(queries.values)
+            # bfloat16 keeps 8 binary digits. Codes fit into them; 1.01 is for what rounding adds to the lengths.
+            off = np.sqrt(((wide - _wide(narrow)) ** 2).sum(axis=1)) + (norms * 2.0**-8 if self._scales is None else 0)
+            error = 1.01 * (error + np.add.reduceat(off, queries.offsets[:-1]) * self._longest)
+            panels, fetch = _panels(narrow), min(len(rows), 4 * fetch)
+
+        def fast(taken: TokenVectors, panels: NDArray[np.uint16] | None) -> Iterator[Scored]:
+            return self._fast_scores(taken, rows) if panels is None else self._narrow_scores(taken, rows, panels, level)
+
+        best = highest(fast(queries, panels), self.size, len(queries), fetch, None)
+        found, bounds, open_ = settle(*best, error, k, len(rows), score, floor)
         if len(open_):
-            blocks = self._fast_scores(_take(queries, open_), rows)
+            left = _take(queries, open_)
+            blocks = fast(left, None if panels is None else _panels(_narrow(left.values)))
             place(found, open_, sift(blocks, bounds[open_], k, lambda numbers, rows: score(open_[numbers], rows)))
         return found
+
+    def _narrow_scores(
+        self, queries: TokenVectors, rows: NDArray[np.int64], panels: NDArray[np.uint16], level: int
+    ) -> Iterator[Scored]:
+        """Scores by way of bfloat16 of rows that have tokens, some at a time."""
+        scores = np.empty((min(_ROWS, len(rows)), len(queries)), np.float32)
+        for first in range(0, len(rows), _ROWS):
+            some = rows[first : first + _ROWS]
+            starts = self._offsets[some]
+            mine, sizes = scores[: len(some)], self._offsets[some + 1] - starts
+            arrays = self._values, self._scales, starts, sizes, panels, queries.offsets, mine
+            kernels.maxsim_scores(level, self.dimension, *arrays)
+            if not np.isfinite(mine).all():
+                raise self._damaged()
+            yield some, mine.T
 
     def _fast_scores(self, queries: TokenVectors, rows: NDArray[np.int64]) -> Iterator[Scored]:
         """Scores in float32 of rows that have tokens, some at a time."""
@@ -350,30 +396,36 @@ def _decode(block: NDArray[Any], out: NDArray[np.float32]) -> None:
     out *= np.float32(2.0**112)
 
 
-def _groups(offsets: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The queries that have tokens, in groups of at most so many tokens that they are scored together."""
+def _narrow(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The nearest bfloat16 of numbers that are finite; zero for those that are too small for its full precision."""
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    rounded[np.abs(values) < 2.0**-125] = 0
+    return rounded.astype(np.uint16)
+
+
+def _wide(narrow: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (narrow.astype(np.uint32) << 16).view(np.float32)
+
+
+def _panels(narrow: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Tokens ``[tokens, dimension]`` as the kernel takes them, sixteen beside one another, two dimensions at a time."""
+    tokens, dimension = narrow.shape
+    full = np.zeros((-(-tokens // _LANES) * _LANES, -(-dimension // _STEP) * _STEP), np.uint16)
+    full[:tokens, :dimension] = narrow
+    return np.ascontiguousarray(full.reshape(-1, _LANES, full.shape[1] // 2, 2).transpose(0, 2, 1, 3))
+
+
+def _groups(offsets: NDArray[np.int64], together: int) -> Iterator[NDArray[np.int64]]:
+    """The queries that have tokens, in groups of at most ``together`` tokens, or of one query."""
     sizes = np.diff(offsets)
     group: list[int] = []
     tokens = 0
     for number in np.flatnonzero(sizes).tolist():
-        if group and tokens + sizes[number] > _TOGETHER:
+        if group and tokens + sizes[number] > together:
             yield np.array(group, np.int64)
             group, tokens = [], 0
         group.append(number)
         tokens += int(sizes[number])
     if group:
         yield np.array(group, np.int64)
-
-
-def _gathered(blocks: Iterator[Scored]) -> Iterator[Scored]:
-    """The same, in larger blocks."""
-    rows: list[NDArray[np.int64]] = []
-    scores: list[NDArray[np.float32]] = []
-    for some, fast in blocks:
-        rows.append(some)
-        scores.append(fast)
-        if sum(map(len, rows)) >= _MERGED:
-            yield np.concatenate(rows), np.concatenate(scores, axis=1)
-            rows, scores = [], []
-    if rows:
-        yield np.concatenate(rows), np.concatenate(scores, axis=1)

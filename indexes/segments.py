@@ -24,6 +24,7 @@ from retrievers.indexes.files import check_quickly, seal
 from retrievers.indexes.inverted import LexicalIndex
 from retrievers.indexes.kinds import index_class
 from retrievers.indexes.manifest import Deletions, SegmentRecord
+from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.protocol import Found, Index
 from retrievers.indexes.store import DocumentStore, Entry, write_store
 from retrievers.specs import Spec
@@ -98,10 +99,23 @@ class Segment:
         )
         return outcome & mask
 
-    def search(self, queries: Vectors, k: int, *, allowed: Bitmap | None, norms: NDArray[np.float32] | None) -> Found:
-        """The best ``k`` live rows of each query; ``norms`` for a lexical index alone (see :mod:`retrievers.bm25`)."""
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        allowed: Bitmap | None,
+        norms: NDArray[np.float32] | None,
+        floor: NDArray[np.float32] | None = None,
+    ) -> Found:
+        """The best ``k`` live rows of each query; ``norms`` for a lexical index alone (see :mod:`retrievers.bm25`).
+
+        Rows that score below ``floor`` (one a query) may be missing, in kinds that save work by it.
+        """
         if norms is not None and isinstance(self.index, LexicalIndex):
             return self.index.search(queries, k, allowed=allowed, live=self.live, norms=norms)
+        if isinstance(self.index, MaxSimIndex):
+            return self.index.search(queries, k, allowed=allowed, live=self.live, floor=floor)
         return self.index.search(queries, k, allowed=allowed, live=self.live)
 
     def document_frequencies(self, terms: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -31,6 +31,24 @@ class Ranking(NamedTuple):
     places: list[int]
 
 
+class Threshold:
+    """The ``k``-th best score of each query in the segments that were searched: nothing below it is a hit."""
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._best = np.full((queries, k), -np.inf, np.float32)  # ascending
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """float32 ``[queries]``, minus infinity where fewer than ``k`` rows were found."""
+        return self._best[:, 0]
+
+    def raise_by(self, found: Found) -> None:
+        """Take in what was found in one more segment."""
+        k = self._best.shape[1]
+        for query, scores in enumerate(found.scores):
+            self._best[query] = np.sort(np.concatenate([self._best[query], scores]))[-k:]
+
+
 class Snapshot:
     """The open segments of a commit, and what a search needs over all of them."""
 
@@ -72,6 +90,10 @@ class Snapshot:
             if found is not None:
                 return found
         return None
+
+    def uses_threshold(self, k: int) -> bool:
+        """Whether a search for ``k`` hits saves work by a :class:`Threshold`."""
+        return self.kind == "multi-vector" and len(self.segments) > 1 and k <= sum(one.size for one in self.segments)
 
     def weigh(self, queries: Vectors) -> Vectors:
         """Query vectors as the index wants them: in a lexical index weighted by the live collection's statistics."""

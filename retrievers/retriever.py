@@ -15,7 +15,7 @@ from retrievers.explanations import Explanation, explain
 from retrievers.indexes import bitmaps
 from retrievers.indexes.kinds import default_index, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
-from retrievers.indexes.snapshot import Snapshot
+from retrievers.indexes.snapshot import Snapshot, Threshold
 from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
@@ -313,6 +313,7 @@ class Retriever:
 def _search(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | None) -> list[list[Hit]]:
     n = count(queries)
     found: list[tuple[int, Any]] = []
+    threshold = Threshold(n, k) if snapshot.uses_threshold(k) else None
     for number, segment in enumerate(snapshot.segments):
         allowed = None
         if condition is not None:
@@ -320,7 +321,11 @@ def _search(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | No
             if not mask.any():
                 continue
             allowed = bitmaps.pack(mask)
-        found.append((number, segment.search(queries, k, allowed=allowed, norms=snapshot.norms(number))))
+        floor = None if threshold is None else threshold.scores
+        part = segment.search(queries, k, allowed=allowed, norms=snapshot.norms(number), floor=floor)
+        found.append((number, part))
+        if threshold is not None:
+            threshold.raise_by(part)
     if not found:
         return [[] for _ in range(n)]
     best = snapshot.combine(found, n, k)

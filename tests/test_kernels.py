@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievers.indexes import _dense_numpy, kernels
+from retrievers.indexes import _dense_numpy, kernels, maxsim
 from retrievers.indexes import _inverted_numpy as twin
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.impacts import encode16
@@ -173,6 +174,73 @@ def run_offer(module: Any, case: dict[str, Any]) -> list[list[tuple[float, int]]
     ]
 
 
+def maxsim_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``maxsim_scores``: documents of no token and of many, float16 or codes, queries of no token and of many."""
+    rng = np.random.default_rng(seed)
+    dimension = int(rng.choice([1, 2, 31, 32, 33, 96, 130]))
+    sizes = rng.choice([0, 1, 2, 15, 16, 17, 33, 300], rng.integers(0, 90)).astype(np.int64)
+    lengths = rng.choice([0, 1, 4, 15, 16, 17, 40], rng.integers(0, 9))
+    codes = rng.random() < 0.5
+    tokens = int(sizes.sum())
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return {
+        "dimension": dimension,
+        "values": rng.integers(-127, 128, (tokens, dimension)).astype(np.int8)
+        if codes
+        else rng.standard_normal((tokens, dimension)).astype(np.float16),
+        "scales": (rng.random(tokens) / 64 + 0.001).astype(np.float32) if codes else None,
+        "starts": (np.cumsum(sizes) - sizes)[::-1].astype(np.int64),
+        "sizes": sizes[::-1].copy(),
+        "panels": rng.standard_normal((int(offsets[-1]), dimension)).astype(np.float32),
+        "offsets": offsets,
+    }
+
+
+def run_maxsim(module: Any, level: int, case: dict[str, Any]) -> Any:
+    rows, queries = len(case["starts"]), max(0, len(case["offsets"]) - 1)
+    scores = np.full((rows, queries), np.nan, np.float32)
+    panels = case["panels"] if case["panels"].dtype == np.uint16 else maxsim._panels(maxsim._narrow(case["panels"]))
+    module.maxsim_scores(level, *{**case, "panels": panels}.values(), scores)
+    return scores
+
+
+def check_maxsim(module: Any, case: dict[str, Any]) -> None:
+    """Against plain loops in float64 over what bfloat16 keeps of the numbers."""
+    queries = maxsim._wide(maxsim._narrow(case["panels"])).astype(np.float64)
+    documents = case["values"].astype(np.float32)
+    documents = maxsim._wide(maxsim._narrow(documents)).astype(np.float64)
+    if case["scales"] is not None:
+        documents *= case["scales"][:, None]
+    wanted = np.zeros((len(case["starts"]), len(case["offsets"]) - 1))
+    for row, (start, size) in enumerate(zip(case["starts"].tolist(), case["sizes"].tolist(), strict=True)):
+        for query, (first, last) in enumerate(itertools.pairwise(case["offsets"].tolist())):
+            best = (queries[first:last] @ documents[start : start + size].T).max(axis=1, initial=-np.inf)
+            wanted[row, query] = best.sum()
+    for level in range(1, module.maxsim_level() + 1):
+        np.testing.assert_allclose(run_maxsim(module, level, case), wanted, rtol=1e-5, atol=1e-3)
+
+
+def damaged_maxsim_case(seed: int) -> dict[str, Any]:
+    """A case with arrays that were cut, swapped, repeated or overwritten."""
+    rng = np.random.default_rng(seed)
+    case = maxsim_case(seed)
+    case["panels"] = maxsim._panels(maxsim._narrow(case["panels"]))
+    for name in rng.choice(["values", "scales", "starts", "sizes", "panels", "offsets"], 2, replace=False):
+        value = case[name]
+        if value is not None:
+            some = rng.integers(len(value) + 1)
+            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+            spoilt = [value[:some], value[::-1], np.concatenate([value, value]), noise, value - 1]
+            case[name] = np.ascontiguousarray(spoilt[rng.integers(5)])
+    return case
+
+
+def run_damaged_maxsim(module: Any, case: dict[str, Any]) -> None:
+    for level in range(3):
+        with contextlib.suppress(ValueError):
+            run_maxsim(module, level, case)
+
+
 def run_everything(module: Any, seeds: range) -> None:
     """The core of these tests, for a module compiled with sanitizers."""
     for seed in seeds:
@@ -181,6 +249,8 @@ def run_everything(module: Any, seeds: range) -> None:
         case = random_case(seed)
         assert run(module, case) == run(twin, case), f"seed {seed}"
         run_damaged(module, damaged_case(seed))
+        check_maxsim(module, maxsim_case(seed))
+        run_damaged_maxsim(module, damaged_maxsim_case(seed))
         count = count_case(seed)
         assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
         with contextlib.suppress(ValueError):
@@ -217,6 +287,24 @@ def test_the_best_of_blocks_equal_their_twin_and_sorting_everything(seed: int) -
         scores = case["scores"][rows, query]
         kept = scores > -np.inf
         assert best == sorted(zip((-scores[kept]).tolist(), rows[kept].tolist(), strict=True))[: case["k"]]
+
+
+@needs_compiled
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_late_interaction_equals_plain_loops_over_bfloat16(seed: int) -> None:
+    if compiled_module().maxsim_level() == 0:
+        pytest.skip("this processor does not multiply bfloat16")
+    check_maxsim(compiled_module(), maxsim_case(seed))
+
+
+@needs_compiled
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_late_interaction_refuses_what_does_not_fit(seed: int) -> None:
+    run_damaged_maxsim(compiled_module(), damaged_maxsim_case(seed))
+    with pytest.raises(ValueError, match="fit together"):
+        run_maxsim(compiled_module(), compiled_module().maxsim_level() + 1, maxsim_case(seed))
 
 
 @pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, QueryError, SpecError, VectorError
-from retrievers.indexes import bitmaps, maxsim
+from retrievers.indexes import bitmaps, kernels, maxsim
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.specs import Spec
 from retrievers.vectors import TokenVectors
@@ -69,7 +69,10 @@ def test_it_is_exhaustive_search_in_pieces_of_any_size(data: st.DataObject) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maxsim, "_TOKENS", data.draw(st.sampled_from([1, 7, 4096])))
         patch.setattr(maxsim, "_TOGETHER", data.draw(st.sampled_from([1, 5, 256])))
-        patch.setattr(maxsim, "_MERGED", data.draw(st.sampled_from([1, 10, 2048])))
+        patch.setattr(maxsim, "_TOGETHER_NARROW", data.draw(st.sampled_from([1, 5, 4096])))
+        patch.setattr(maxsim, "_ROWS", data.draw(st.sampled_from([1, 10, 2048])))
+        level = data.draw(st.integers(0, kernels.maxsim_level()))
+        patch.setattr(kernels, "maxsim_level", lambda: level)
         found = index.search(queries, k)
         filtered = index.search(queries, k, allowed=bitmaps.pack(mask))
     for number in range(len(queries)):
@@ -272,3 +275,37 @@ def test_files_that_do_not_fit_are_found_when_opening(spec: Spec, tmp_path: Path
     (tmp_path / "values.npy").unlink()
     with pytest.raises(IndexDamagedError, match=r"values\.npy is missing"):
         MaxSimIndex.load(tmp_path, spec)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_only_rows_below_the_floor_may_be_missing(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    lengths = data.draw(st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=60))
+    documents = texts(rng, lengths, 3, data.draw(st.sampled_from([None, 2])))
+    queries = texts(rng, [2, 0, 3], 3)
+    index = MaxSimIndex.build(documents, data.draw(st.sampled_from([FLOAT16, INT8])))
+    k = data.draw(st.integers(1, 20))
+    level = data.draw(st.integers(0, kernels.maxsim_level()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "maxsim_level", lambda: level)
+        whole = index.search(queries, k)
+        at = data.draw(st.integers(0, 19))
+        floor = np.array(
+            [scores[min(at, len(scores) - 1)] if len(scores) else 0 for scores in whole.scores], np.float32
+        )
+        found = index.search(queries, k, floor=floor)
+    for query in range(3):
+        mine = pairs(found, query)
+        assert mine == pairs(whole, query)[: len(mine)]
+        assert {pair for pair in pairs(whole, query) if pair[1] >= floor[query]} <= set(mine)
+
+
+def test_bfloat16_saves_no_row_from_being_found_by_its_rounding() -> None:
+    """Rows that bfloat16 cannot tell apart come in the order of what is stored."""
+    if kernels.maxsim_level() == 0:
+        pytest.skip("this processor does not multiply bfloat16")
+    rows = np.float16(1) + np.arange(60, dtype=np.float16) * np.float16(2**-10)  # 8 of them round to one
+    documents = TokenVectors(rows.astype(np.float32)[:, None], np.arange(61, dtype=np.int64))
+    found = MaxSimIndex.build(documents, FLOAT16).search(TokenVectors(np.ones((1, 1), np.float32), np.array([0, 1])), 5)
+    assert found.rows[0].tolist() == [59, 58, 57, 56, 55]

@@ -1,0 +1,330 @@
+/* Late interaction in bfloat16: for every document the sum, over the tokens of a query, of the highest inner product.
+ *
+ * Documents are turned to bfloat16 some hundred tokens at a time, which stay in the cache while the tokens of all queries
+ * pass, sixteen (a panel) beside one another. Products are summed in float32, by the tiles of AMX or the dot products of
+ * AVX-512; maxsim.py says how far the scores may be off. Elsewhere there is no such pass (maxsim_level is 0). */
+
+#include "_kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11 && defined(__x86_64__) && defined(__linux__)
+#define WIDE 1
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define WIDE 0
+#endif
+
+enum { LANES = 16, STEP = 32, TOGETHER = 256 }; /* tokens of a panel, dimensions of a tile, document tokens at a time */
+enum { NONE, AVX512_BF16, AMX_BF16 };
+
+typedef struct {
+    const void *values; /* [tokens, dimension], float16 or int8 */
+    const float *scales; /* [tokens], or NULL for float16 */
+    const int64_t *starts, *sizes; /* [rows] */
+    const uint16_t *panels; /* bfloat16 [panels, padded / 2, LANES, 2] */
+    const int64_t *offsets; /* [queries + 1] into the tokens of the panels */
+    float *scores; /* [rows, queries] */
+    int64_t tokens, dimension, padded, rows, panel_count, queries;
+    uint16_t *block; /* [TOGETHER, padded] */
+    float *factors; /* [TOGETHER], the scales of the block */
+    int64_t *owners; /* [TOGETHER], which row of the group a token of the block belongs to */
+    float *best; /* [rows of a group, panels, LANES] */
+} Job;
+
+#if WIDE
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+/* The compiler does not know what the instructions for tiles read. */
+#define BARRIER __asm__ volatile("" ::: "memory")
+#define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
+
+static int level(void) {
+    static int known = -1;
+    if (known >= 0)
+        return known;
+    unsigned a, b, c, d;
+    __builtin_cpu_init();
+    /* The operating system's part (xcr0) is in what the compiler's library looks at. */
+    int found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")
+                    ? AVX512_BF16
+                    : NONE;
+    if (found && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1)) {
+        enum { REQUEST = 0x1023, TILES = 18 }; /* ARCH_REQ_XCOMP_PERM: Linux gives the tiles to those who ask */
+        if (syscall(SYS_arch_prctl, REQUEST, TILES) == 0)
+            found = AMX_BF16;
+    }
+    return known = found;
+}
+
+/* One token as bfloat16, zeros behind it. Infinity and NaN become 65536 and more, as in maxsim.py. */
+AVX512 static void narrow(const Job *job, int64_t token, uint16_t *out) {
+    int64_t at = 0;
+    const int64_t first = token * job->dimension;
+    for (; at < job->dimension; at += LANES) {
+        const int64_t left = job->dimension - at;
+        const __mmask16 lanes = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+        __m512 wide;
+        if (job->scales != NULL) {
+            const __m128i codes = _mm_maskz_loadu_epi8(lanes, (const int8_t *)job->values + first + at);
+            wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+        } else {
+            const __m256i halves = _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)job->values + first + at);
+            const __m512i bits = _mm512_and_si512(_mm512_slli_epi32(_mm512_cvtepi16_epi32(halves), 13),
+                                                  _mm512_set1_epi32(-0x70002000));
+            wide = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p112f));
+        }
+        _mm256_storeu_si256((__m256i *)(out + at), (__m256i)_mm512_cvtneps_pbh(wide));
+    }
+    for (; at < job->padded; at += LANES)
+        _mm256_storeu_si256((__m256i *)(out + at), _mm256_setzero_si256());
+}
+
+/* Products of `count` document tokens of the block, from `first`, with one panel: folded into the best of their rows. */
+AVX512 static inline void fold(const Job *job, const float *products, int64_t first, int64_t count, int64_t panel) {
+    const int64_t width = job->panel_count * LANES;
+    int64_t at = 0;
+    while (at < count) {
+        const int64_t owner = job->owners[first + at];
+        float *mine = job->best + owner * width + panel * LANES;
+        __m512 highest = _mm512_loadu_ps(mine);
+        for (; at < count && job->owners[first + at] == owner; at++) {
+            __m512 product = _mm512_loadu_ps(products + at * LANES);
+            if (job->scales != NULL)
+                product = _mm512_mul_ps(product, _mm512_set1_ps(job->factors[first + at]));
+            highest = _mm512_max_ps(highest, product);
+        }
+        _mm512_storeu_ps(mine, highest);
+    }
+}
+
+enum { ROWS = 8 }; /* document tokens whose sums stay in registers */
+
+AVX512 static void multiply_avx512(const Job *job, int64_t count) {
+    const int64_t pairs = job->padded / 2;
+    float products[2][ROWS * LANES];
+    for (int64_t panel = 0; panel < job->panel_count; panel += 2) {
+        const int both = panel + 1 < job->panel_count;
+        const uint16_t *left = job->panels + panel * pairs * 2 * LANES, *right = both ? left + pairs * 2 * LANES : left;
+        for (int64_t first = 0; first < count; first += ROWS) {
+            __m512 sums[2][ROWS];
+            for (int i = 0; i < ROWS; i++)
+                sums[0][i] = sums[1][i] = _mm512_setzero_ps();
+            const uint16_t *tokens = job->block + first * job->padded;
+            for (int64_t pair = 0; pair < pairs; pair++) {
+                const __m512bh a = (__m512bh)_mm512_loadu_si512(left + pair * 2 * LANES);
+                const __m512bh b = (__m512bh)_mm512_loadu_si512(right + pair * 2 * LANES);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t two;
+                    memcpy(&two, tokens + i * job->padded + 2 * pair, sizeof two);
+                    const __m512bh token = (__m512bh)_mm512_set1_epi32(two);
+                    sums[0][i] = _mm512_dpbf16_ps(sums[0][i], a, token);
+                    sums[1][i] = _mm512_dpbf16_ps(sums[1][i], b, token);
+                }
+            }
+            for (int i = 0; i < ROWS; i++) {
+                _mm512_storeu_ps(products[0] + i * LANES, sums[0][i]);
+                _mm512_storeu_ps(products[1] + i * LANES, sums[1][i]);
+            }
+            const int64_t filled = count - first < ROWS ? count - first : ROWS;
+            fold(job, products[0], first, filled, panel);
+            if (both)
+                fold(job, products[1], first, filled, panel + 1);
+        }
+    }
+}
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t lines[16];
+} __attribute__((packed)) Tiles;
+
+AMX static void multiply_amx(const Job *job, int64_t count) {
+    const int64_t pairs = job->padded / 2, stride = 2 * job->padded;
+    float products[4][LANES * LANES];
+    BARRIER;
+    for (int64_t panel = 0; panel < job->panel_count; panel += 2) {
+        const int both = panel + 1 < job->panel_count;
+        const uint16_t *left = job->panels + panel * pairs * 2 * LANES, *right = left + pairs * 2 * LANES;
+        for (int64_t first = 0; first < count; first += 2 * LANES) {
+            const uint16_t *upper = job->block + first * job->padded, *lower = upper + LANES * job->padded;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t at = 0; at < job->padded; at += STEP) {
+                _tile_loadd(4, upper + at, stride);
+                _tile_loadd(5, lower + at, stride);
+                _tile_loadd(6, left + at * LANES, 4 * LANES);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 5, 6);
+                if (both) {
+                    _tile_loadd(7, right + at * LANES, 4 * LANES);
+                    _tile_dpbf16ps(2, 4, 7);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(0, products[0], 4 * LANES);
+            _tile_stored(1, products[1], 4 * LANES);
+            _tile_stored(2, products[2], 4 * LANES);
+            _tile_stored(3, products[3], 4 * LANES);
+            for (int part = 0; part < 2; part++) {
+                const int64_t from = first + part * LANES;
+                const int64_t filled = count - from < LANES ? count - from : LANES;
+                if (filled > 0)
+                    fold(job, products[part], from, filled, panel);
+                if (filled > 0 && both)
+                    fold(job, products[2 + part], from, filled, panel + 1);
+            }
+        }
+    }
+}
+
+AMX static void tiles_on(void) {
+    Tiles tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        tiles.bytes[i] = 4 * LANES;
+        tiles.lines[i] = LANES;
+    }
+    BARRIER;
+    _tile_loadconfig(&tiles);
+}
+
+AMX static void tiles_off(void) { _tile_release(); }
+
+/* The group of rows from `first`: as many as begin in a block, at least one. Returns the row after them. */
+static int64_t score_group(const Job *job, int64_t first, int64_t most, int chosen) {
+    const int64_t width = job->panel_count * LANES;
+    int64_t row = first, count = 0;
+    for (; row < job->rows && row - first < most; row++) {
+        float *mine = job->best + (row - first) * width;
+        for (int64_t i = 0; i < width; i++)
+            mine[i] = -INFINITY;
+        for (int64_t token = 0; token < job->sizes[row]; token++) {
+            const int64_t at = job->starts[row] + token;
+            narrow(job, at, job->block + count * job->padded);
+            if (job->scales != NULL)
+                job->factors[count] = job->scales[at];
+            job->owners[count++] = row - first;
+            if (count == TOGETHER) {
+                chosen == AMX_BF16 ? multiply_amx(job, count) : multiply_avx512(job, count);
+                count = 0;
+            }
+        }
+    }
+    if (count > 0)
+        chosen == AMX_BF16 ? multiply_amx(job, count) : multiply_avx512(job, count);
+    for (int64_t done = first; done < row; done++) {
+        const float *mine = job->best + (done - first) * width;
+        for (int64_t query = 0; query < job->queries; query++) {
+            float sum = 0;
+            for (int64_t token = job->offsets[query]; token < job->offsets[query + 1]; token++)
+                sum += mine[token];
+            job->scores[done * job->queries + query] = sum;
+        }
+    }
+    return row;
+}
+
+static void score_all(const Job *job, int64_t most, int chosen) {
+    if (chosen == AMX_BF16)
+        tiles_on();
+    for (int64_t row = 0; row < job->rows;)
+        row = score_group(job, row, most, chosen);
+    if (chosen == AMX_BF16)
+        tiles_off();
+}
+
+#else
+
+static int level(void) { return NONE; }
+
+static void score_all(const Job *job, int64_t most, int chosen) {
+    (void)job;
+    (void)most;
+    (void)chosen;
+}
+
+#endif
+
+/* maxsim_level(): 0 where there is no pass in bfloat16, 1 with AVX-512's dot products, 2 with AMX. */
+PyObject *maxsim_level(PyObject *module, PyObject *arguments) {
+    (void)module;
+    (void)arguments;
+    return PyLong_FromLong(level());
+}
+
+/* Whether everything lies within its buffer. */
+static int sound(const Job *job) {
+    for (int64_t row = 0; row < job->rows; row++)
+        if (job->starts[row] < 0 || job->sizes[row] < 0 || job->starts[row] > job->tokens ||
+            job->sizes[row] > job->tokens - job->starts[row])
+            return 0;
+    for (int64_t query = 0; query < job->queries; query++)
+        if (job->offsets[query] < 0 || job->offsets[query] > job->offsets[query + 1] ||
+            job->offsets[query + 1] > job->panel_count * LANES)
+            return 0;
+    return 1;
+}
+
+/* maxsim_scores(level, dimension, values, scales | None, starts, sizes, panels, offsets, scores) */
+PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { VALUES, SCALES, STARTS, SIZES, PANELS, OFFSETS, SCORES, BUFFERS, GROUP = 64 };
+    Py_buffer b[BUFFERS];
+    int chosen;
+    long long dimension;
+    if (!PyArg_ParseTuple(arguments, "iLy*z*y*y*y*y*w*", &chosen, &dimension, b + VALUES, b + SCALES, b + STARTS, b + SIZES,
+                          b + PANELS, b + OFFSETS, b + SCORES))
+        return NULL;
+    Job job = {b[VALUES].buf, b[SCALES].buf, b[STARTS].buf, b[SIZES].buf, b[PANELS].buf, b[OFFSETS].buf, b[SCORES].buf,
+               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL};
+    const int64_t numbers = item_count(b + VALUES, job.scales == NULL ? 2 : 1), cells = item_count(b + PANELS, 2);
+    int failed = chosen < AVX512_BF16 || chosen > level() || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
+    if (!failed) {
+        job.padded = (dimension + STEP - 1) / STEP * STEP;
+        job.tokens = numbers / dimension;
+        job.panel_count = cells / (job.padded * LANES);
+        job.rows = item_count(b + STARTS, 8);
+        job.queries = item_count(b + OFFSETS, 8) - 1;
+        failed = numbers % dimension != 0 || cells % (job.padded * LANES) != 0 || job.rows < 0 || job.queries < 0 ||
+                 item_count(b + SIZES, 8) != job.rows || (job.scales != NULL && item_count(b + SCALES, 4) != job.tokens) ||
+                 (job.rows > 0 && job.queries > INT64_MAX / 8 / job.rows) ||
+                 item_count(b + SCORES, 4) != job.rows * job.queries || !sound(&job);
+    }
+    int out_of_memory = 0;
+    if (failed)
+        PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together, or a token is out of bounds");
+    else {
+        /* Tokens beyond the last of a block are multiplied and not looked at. */
+        job.block = calloc((size_t)(TOGETHER * job.padded), sizeof *job.block);
+        job.factors = malloc(TOGETHER * sizeof *job.factors);
+        job.owners = malloc(TOGETHER * sizeof *job.owners);
+        job.best = malloc((size_t)(GROUP * job.panel_count * LANES + 1) * sizeof *job.best);
+        out_of_memory = job.block == NULL || job.factors == NULL || job.owners == NULL || job.best == NULL;
+        if (out_of_memory)
+            PyErr_NoMemory();
+        else {
+            Py_BEGIN_ALLOW_THREADS
+            score_all(&job, GROUP, chosen);
+            Py_END_ALLOW_THREADS
+        }
+        free(job.block);
+        free(job.factors);
+        free(job.owners);
+        free(job.best);
+    }
+    for (int i = 0; i < BUFFERS; i++)
+        PyBuffer_Release(b + i);
+    if (failed || out_of_memory)
+        return NULL;
+    Py_RETURN_NONE;
+}
