@@ -136,7 +136,8 @@ def _kernels() -> dict[str, Any]:
     except ImportError as error:
         return {"compiled": False, "why": str(error), "mend": "install what is needed"}
     if kernels.compiled():
-        return {"compiled": True, "why": None, "mend": None}
+        late = ("float32", "bfloat16 with AVX-512", "bfloat16 with AMX")[kernels.maxsim_level()]
+        return {"compiled": True, "late_interaction": late, "why": None, "mend": None}
     if os.environ.get("RETRIEVERS_KERNELS") == "numpy":
         return {"compiled": False, "why": "RETRIEVERS_KERNELS=numpy is set", "mend": "unset it"}
     return {"compiled": False, "why": "the extension was not built", "mend": mend}
@@ -232,7 +233,7 @@ def _print(report: dict[str, Any]) -> None:
     kernels = report["kernels"]
     line()
     if kernels["compiled"]:
-        line("kernels      compiled")
+        line(f"kernels      compiled; late interaction in {kernels['late_interaction']}")
     else:
         line(f"kernels      numpy, which is slower ({kernels['why']}): {kernels['mend']}")
     threads = report["threads"]
