@@ -8,6 +8,7 @@ setup(
             "retrievers.indexes._kernels",
             sources=[
                 "indexes/_kernels.c",
+                "indexes/_coarse.c",
                 "indexes/_dense.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",

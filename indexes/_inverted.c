@@ -1,8 +1,8 @@
 /* Search over postings, range by range of 65,536 rows, term at a time within a range.
  *
- * The score of a row is the float32 sum of its contributions in ascending order of terms, from 0. Every path below
- * returns exactly that number and the same rows as _inverted_numpy.py; the pruned path (MaxScore: Turtle and Flood,
- * "Query evaluation: strategies and optimizations", 1995, section 4) only avoids work whose outcome is known.
+ * The score of a row is the float32 sum of its contributions in ascending order of terms, from 0. This is what short
+ * queries, very long ones and those for many hits go through, and what the quicker way of _coarse.c has to equal, as
+ * _inverted_numpy.py does, to the last bit.
  *
  * Nothing in the buffers is trusted: ids are 16 bits and so inside the accumulator, blocks are checked when they are
  * entered, norms are read at min(id, last row).
@@ -30,13 +30,8 @@ static int LOWEST_BIT(uint64_t bits) {
 enum {
     LANES = 64,         /* rows that a scan looks at together */
     SWEEP = 4096,       /* below so many postings, visiting them again is cheaper than scanning the range */
-    PRUNE_FROM = 16384, /* below so many postings, pruning costs more than it saves */
-    PROBE = 8,          /* the cost of finding a row in a block, in postings */
-    ESTIMATE = 16384    /* the cost of estimating the k-th score, in postings */
+    COARSE_FROM = 4096  /* below so many postings of a query, whole numbers do not pay */
 };
-
-static const double PLAUSIBLE = 0.45; /* of all bounds together: the k-th score of a long query is seldom higher */
-static const double WORTHWHILE = 0.1; /* of them, between two estimates */
 
 /* ---- contributions ---- */
 
@@ -56,20 +51,16 @@ SCALAR static void gather(const float *restrict norms, const uint16_t *restrict 
         }                                                                         \
     } while (0)
 
-CLONES static void contribute(const Index *index, int64_t base, int64_t start, int64_t count, float weight,
-                              float *restrict out) {
+CLONES void contribute(const Index *index, int64_t base, int64_t start, int64_t count, float weight,
+                       float *restrict out) {
     const uint16_t *restrict ids = index->ids + start;
     if (index->norms != NULL)
         gather(index->norms + base, ids, count, index->n - base < RANGE ? (int32_t)(index->n - base) - 1 : RANGE - 1, out);
     switch (index->kind) {
     case IMPACTS_16: {
         const uint16_t *restrict codes = (const uint16_t *)index->payload + start;
-        for (int64_t i = 0; i < count; i++) {
-            const uint32_t bits = ((uint32_t)codes[i] << 12) + (111u << 23);
-            float value;
-            memcpy(&value, &bits, sizeof value);
-            out[i] = weight * value;
-        }
+        for (int64_t i = 0; i < count; i++)
+            out[i] = weight * impact16(codes[i]);
         break;
     }
     case IMPACTS_8: {
@@ -89,18 +80,6 @@ CLONES static void contribute(const Index *index, int64_t base, int64_t start, i
     }
 }
 
-static double bound_of(const Index *index, int64_t block, float weight) {
-    if (index->kind == IMPACTS_16) {
-        const uint32_t bits = ((uint32_t)((const uint16_t *)index->block_max)[block] << 12) + (111u << 23);
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        return (double)(weight * value);
-    }
-    if (index->kind == IMPACTS_8)
-        return (double)(weight * (float)((const uint8_t *)index->block_max)[block]);
-    return (double)weight; /* frequency / (frequency + norm) is at most 1 */
-}
-
 static void accumulate(const Index *index, const Range *range, const Cursor *cursor, Scratch *scratch) {
     float *restrict accumulator = scratch->accumulator;
     for (int64_t at = cursor->start; at < cursor->stop; at += CHUNK) {
@@ -117,10 +96,6 @@ static void accumulate(const Index *index, const Range *range, const Cursor *cur
 
 /* What a score must exceed (a later row also loses a tie). */
 static float threshold(const Heap *heap) { return heap->size == heap->k ? heap->scores[0] : 0.0f; }
-
-static int permitted(const Index *index, int64_t row) {
-    return index->mask == NULL || (index->mask[row >> 3] >> (row & 7) & 1);
-}
 
 /* ---- over a whole range ---- */
 
@@ -154,18 +129,6 @@ static void scan(const Index *index, const Range *range, const float *accumulato
         }
 }
 
-/* The permitted rows above `low`, ascending. */
-static int64_t collect(const Index *index, const Range *range, Scratch *scratch, float low) {
-    int64_t count = 0;
-    for (int64_t from = 0; from < range->limit; from += LANES)
-        for (uint64_t bits = above(scratch->accumulator + from, low); bits != 0; bits &= bits - 1) {
-            const int64_t id = from + LOWEST_BIT(bits);
-            if (id < range->limit && permitted(index, range->base + id))
-                scratch->candidates[count++] = (uint16_t)id;
-        }
-    return count;
-}
-
 static void search_whole(const Index *index, const Range *range, Scratch *scratch, Heap *heap) {
     float *accumulator = scratch->accumulator;
     for (int64_t i = 0; i < range->count; i++)
@@ -185,135 +148,9 @@ static void search_whole(const Index *index, const Range *range, Scratch *scratc
         }
 }
 
-/* ---- with pruning ---- */
-
-/* The first posting from `from` on whose id is at least `id`. */
-static int64_t lower_bound(const uint16_t *ids, int64_t from, int64_t to, uint16_t id) {
-    while (from < to) {
-        const int64_t middle = from + (to - from) / 2;
-        if (ids[middle] < id)
-            from = middle + 1;
-        else
-            to = middle;
-    }
-    return from;
-}
-
-static int64_t gallop(const uint16_t *ids, int64_t from, int64_t to, uint16_t id) {
-    int64_t step = 1;
-    while (from + step < to && ids[from + step] < id) {
-        from += step;
-        step *= 2;
-    }
-    return lower_bound(ids, from, from + step + 1 < to ? from + step + 1 : to, id);
-}
-
-static float rescore(const Index *index, const Range *range, const Scratch *scratch, uint16_t id) {
-    float score = 0.0f;
-    for (int64_t i = 0; i < range->count; i++) {
-        const Cursor *cursor = scratch->active[i];
-        const int64_t at = lower_bound(index->ids, cursor->start, cursor->stop, id);
-        if (at < cursor->stop && index->ids[at] == id) {
-            float contribution;
-            contribute(index, range->base, at, 1, cursor->weight, &contribution);
-            score += contribution;
-        }
-    }
-    return score;
-}
-
-/* What a partial sum must be above where `rest` may yet come and `low` has to be reached; 0 is no demand. */
-static float wanted(double low, double rest, double slack) {
-    const double least = (low - rest) / slack;
-    return least > 1e-30 ? (float)(least * (1.0 - 1e-6)) : 0.0f; /* the margin covers the rounding to float32 */
-}
-
-/* Keep the candidates above `low`, then add the contributions of one term to them. */
-static int64_t refine(const Index *index, const Range *range, Scratch *scratch, const Cursor *cursor, int64_t count,
-                      float low) {
-    int64_t kept = 0, at = cursor->start;
-    for (int64_t i = 0; i < count; i++) {
-        const uint16_t id = scratch->candidates[i];
-        if (!(scratch->accumulator[id] > low))
-            continue;
-        scratch->candidates[kept++] = id;
-        at = gallop(index->ids, at, cursor->stop, id);
-        if (at < cursor->stop && index->ids[at] == id) {
-            float contribution;
-            contribute(index, range->base, at, 1, cursor->weight, &contribution);
-            scratch->accumulator[id] += contribution;
-        }
-    }
-    return kept;
-}
-
-/* Terms in descending order of their bounds, until what is left can bring no new row into the best k; then only the
- * rows that are still in question are looked up in the rest. Partial sums are taken in another order than the score's,
- * so they are compared with a slack above float32's error and the few rows that pass are scored again, in order.
- * Returns 0, with the heap as it was, where so many rows pass (equal scores) that the whole range is cheaper. */
-static int search_pruned(const Index *index, const Range *range, Scratch *scratch, Heap *heap) {
-    const int64_t terms = range->count;
-    const double slack = 1.0 + (double)(terms + 4) * 0x1p-22;
-    Cursor **by_bound = scratch->by_bound;
-    double *rest = scratch->rest;
-    for (int64_t i = 0; i < terms; i++) {
-        int64_t at = i;
-        for (; at > 0 && by_bound[at - 1]->bound < scratch->active[i]->bound; at--)
-            by_bound[at] = by_bound[at - 1];
-        by_bound[at] = scratch->active[i];
-    }
-    rest[terms] = 0.0;
-    for (int64_t i = terms - 1; i >= 0; i--)
-        rest[i] = rest[i + 1] + by_bound[i]->bound * slack;
-
-    double low = (double)threshold(heap), estimated = rest[0];
-    if (rest[0] < low)
-        return 1;
-    int64_t pending = range->total, done = 0, count = -1;
-    for (; done < terms; done++) {
-        const Cursor *cursor = by_bound[done];
-        const int64_t length = cursor->stop - cursor->start;
-        if (rest[done] < low && length > SWEEP) {
-            count = collect(index, range, scratch, wanted(low, rest[done], slack));
-            if (count * PROBE < length)
-                break;
-        }
-        accumulate(index, range, cursor, scratch);
-        pending -= length;
-        const int last = done == terms - 1;
-        if (heap->size < heap->k &&
-            (last || (pending > ESTIMATE && rest[done + 1] < PLAUSIBLE * rest[0] &&
-                      estimated - rest[done + 1] > WORTHWHILE * rest[0]))) {
-            Heap estimate = {scratch->estimate_scores, scratch->estimate_rows, 0, heap->k};
-            scan(index, range, scratch->accumulator, &estimate);
-            const double reached = (double)threshold(&estimate) / slack;
-            low = reached > low ? reached : low;
-            estimated = rest[done + 1];
-        }
-    }
-    if (done == terms)
-        count = collect(index, range, scratch, wanted(low, 0.0, slack));
-    for (; done < terms; done++)
-        count = refine(index, range, scratch, by_bound[done], count, wanted(low, rest[done], slack));
-
-    const int worth = count * terms * PROBE < range->total + RANGE || count <= 64;
-    for (int64_t i = 0; i < count && worth; i++) {
-        const uint16_t id = scratch->candidates[i];
-        const double now = (double)threshold(heap) > low ? (double)threshold(heap) : low;
-        if ((double)scratch->accumulator[id] * slack < now)
-            continue;
-        const float score = rescore(index, range, scratch, id);
-        if (score > 0.0f)
-            offer(heap, score, range->base + id);
-    }
-    memset(scratch->accumulator, 0, sizeof scratch->accumulator);
-    return worth;
-}
-
 /* ---- a query ---- */
 
-/* Bring the cursors that have a block in the next range into `active`. Returns 1, 0 at the end, -1 for damage. */
-static int next_range(const Index *index, Scratch *scratch, int64_t count, Range *range) {
+int next_range(const Index *index, Scratch *scratch, int64_t count, Range *range) {
     uint32_t next = UINT32_MAX;
     int found = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -336,7 +173,6 @@ static int next_range(const Index *index, Scratch *scratch, int64_t count, Range
         cursor->stop = index->block_start[cursor->block + 1];
         if (cursor->start < 0 || cursor->stop < cursor->start || cursor->stop > index->posting_count)
             return -1;
-        cursor->bound = bound_of(index, cursor->block, cursor->weight);
         cursor->block++;
         range->total += cursor->stop - cursor->start;
         scratch->active[range->count++] = cursor;
@@ -344,8 +180,7 @@ static int next_range(const Index *index, Scratch *scratch, int64_t count, Range
     return 1;
 }
 
-int inverted_query(const Index *index, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch,
-                        Heap *heap) {
+int start_cursors(const Index *index, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch) {
     for (int64_t i = 0; i < count; i++) {
         if (slots[i] < 0 || slots[i] >= index->term_count)
             return -1;
@@ -356,13 +191,27 @@ int inverted_query(const Index *index, const int64_t *slots, const float *weight
         if (cursor->block < 0 || cursor->end < cursor->block || cursor->end > index->block_count)
             return -1;
     }
-    Range range;
-    int status;
-    while ((status = next_range(index, scratch, count, &range)) > 0) {
-        const int prune = range.count > 1 && range.count <= PRUNE_TERMS && heap->k <= PRUNE_K && range.total > PRUNE_FROM;
-        if (!prune || !search_pruned(index, &range, scratch, heap))
+    return 0;
+}
+
+int inverted_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count,
+                   Scratch *scratch, Heap *heap) {
+    if (start_cursors(index, slots, weights, count, scratch) < 0)
+        return -1;
+    uint64_t total = 0; /* of offsets that nothing has checked yet */
+    for (int64_t i = 0; i < count; i++)
+        total += (uint64_t)index->block_start[scratch->cursors[i].end] - (uint64_t)index->block_start[scratch->cursors[i].block];
+    int status = 0;
+    if (coarse != NULL && count <= COARSE_TERMS && heap->k <= COARSE_K && total > COARSE_FROM)
+        status = coarse_query(index, coarse, slots, weights, count, scratch, heap);
+    if (status < 0)
+        return -1;
+    if (status == 0) {
+        Range range;
+        (void)start_cursors(index, slots, weights, count, scratch);
+        while ((status = next_range(index, scratch, count, &range)) > 0)
             search_whole(index, &range, scratch, heap);
     }
     sort_best_first(heap);
-    return status;
+    return status < 0 ? -1 : 0;
 }

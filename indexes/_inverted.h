@@ -7,12 +7,14 @@
 #include "_kernels.h"
 
 #include <stdint.h>
+#include <string.h>
 
 enum {
     RANGE = 65536,     /* rows of a range: what 16 bits can name */
-    CHUNK = 1024,      /* contributions that are computed before they are scattered */
-    PRUNE_TERMS = 256, /* no pruning for longer queries, */
-    PRUNE_K = 256      /* nor for more hits: there it costs more than it saves */
+    CHUNK = 1024,        /* contributions that are computed before they are scattered */
+    COARSE_TERMS = 256,  /* longer queries are not searched by whole numbers, */
+    COARSE_K = 1024,     /* nor those for more hits */
+    KEPT = 8192          /* rows that a search by whole numbers holds for scoring */
 };
 
 enum { IMPACTS_16, IMPACTS_8, FREQUENCIES_8, FREQUENCIES_16, FREQUENCIES_32, KINDS };
@@ -32,18 +34,24 @@ typedef struct {
 typedef struct {
     int64_t block, end;  /* blocks of the term that are yet to come */
     int64_t start, stop; /* postings in the current range */
-    double bound;        /* no contribution in the current range is higher */
+    double bound;        /* the most that the term adds */
+    int64_t number, slot; /* the place of the term in the query, and in the index */
     float weight;
 } Cursor;
+
+typedef struct Coarse Coarse; /* what _coarse.c keeps of an index */
 
 typedef struct {
     float accumulator[RANGE]; /* zero between ranges, and so between searches, whatever they met */
     uint16_t candidates[RANGE];
     float chunk[CHUNK];
-    float estimate_scores[PRUNE_K];
-    int64_t estimate_rows[PRUNE_K];
-    Cursor *by_bound[PRUNE_TERMS];
-    double rest[PRUNE_TERMS + 1];
+    uint16_t sums[RANGE + 64];
+    uint16_t tables[COARSE_TERMS][256]; /* of each term of a query: what a code adds */
+    uint16_t factors[COARSE_TERMS];
+    uint16_t best_sums[COARSE_K], kept_sums[KEPT];
+    int64_t kept_rows[KEPT];
+    int64_t best_count, kept_count;
+    Cursor *by_bound[COARSE_TERMS];
     Cursor *cursors;
     Cursor **active; /* cursors with a block in the current range, in ascending order of terms */
 } Scratch;
@@ -55,9 +63,63 @@ typedef struct {
     int64_t count; /* how many cursors are active */
 } Range;
 
+/* What a code of IMPACTS_16 stands for. */
+static inline float impact16(uint16_t code) {
+    const uint32_t bits = ((uint32_t)code << 12) + (111u << 23);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* What one posting adds to its row; the same numbers as contribute(). */
+static inline float contribution(const Index *index, int64_t base, int64_t at, float weight) {
+    float frequency;
+    switch (index->kind) {
+    case IMPACTS_16:
+        return weight * impact16(((const uint16_t *)index->payload)[at]);
+    case IMPACTS_8:
+        return weight * (float)((const uint8_t *)index->payload)[at];
+    case FREQUENCIES_8:
+        frequency = (float)((const uint8_t *)index->payload)[at];
+        break;
+    case FREQUENCIES_16:
+        frequency = (float)((const uint16_t *)index->payload)[at];
+        break;
+    default:
+        frequency = (float)((const uint32_t *)index->payload)[at];
+    }
+    const int64_t row = base + index->ids[at] < index->n ? base + index->ids[at] : index->n - 1;
+    return weight * (frequency / (frequency + index->norms[row]));
+}
+
+static inline int permitted(const Index *index, int64_t row) {
+    return index->mask == NULL || (index->mask[row >> 3] >> (row & 7) & 1);
+}
+
+/* What postings add to their rows, float32. */
+void contribute(const Index *index, int64_t base, int64_t start, int64_t count, float weight, float *out);
+
+/* Set the cursors to the first blocks of their terms. Returns -1 where a slot or block is out of bounds. */
+int start_cursors(const Index *index, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch);
+
+/* Bring the cursors that have a block in the next range into `active`. Returns 1, 0 at the end, -1 for damage. */
+int next_range(const Index *index, Scratch *scratch, int64_t count, Range *range);
+
+/* What a search by whole numbers keeps of an index: nothing yet. NULL without memory. */
+Coarse *coarse_new(const Index *index);
+void coarse_free(Coarse *coarse);
+
+/* Whether it was made of postings of these sizes. */
+int coarse_fits(const Coarse *coarse, const Index *index);
+
+/* Search one query whose cursors are set. Returns 1 with the best in the heap, in any order; 0, with the heap as it was,
+ * where another way is cheaper; -1 where something is out of bounds. */
+int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count,
+                 Scratch *scratch, Heap *heap);
+
 /* Search one query of `count` terms (slots ascending); `heap`, empty at first, ends best first. The scratch must be zero
- * at first, with room for `count` cursors. Returns 0, or -1 where a slot, block or range is out of bounds. */
-int inverted_query(const Index *index, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch,
+ * at first, with room for `count` cursors. `coarse` may be NULL. Returns 0, or -1 where a slot, block or range is out of bounds. */
+int inverted_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch,
                    Heap *heap);
 
 #endif

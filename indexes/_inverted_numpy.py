@@ -48,6 +48,7 @@ def inverted_search(
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     counts: NDArray[np.int64],
+    prepared: Any = None,
 ) -> None:
     """The best ``k`` permitted rows of each query, equal scores by ascending row; only scores above 0 are found.
 
@@ -55,7 +56,8 @@ def inverted_search(
     :class:`retrievers.indexes.kernels.Payload`. ``norms`` (float32 ``[n]``) belongs to frequencies, ``block_max`` (the
     highest code of each block) to impacts, ``mask`` is a bitmap of permitted rows or None for all. Query ``i`` has the
     terms ``slots[offsets[i] : offsets[i + 1]]`` (positions among the terms, ascending) with ``weights`` above 0. Its
-    rows and scores are written at ``i * k`` of ``rows`` and ``scores``, their number to ``counts[i]``.
+    rows and scores are written at ``i * k`` of ``rows`` and ``scores``, their number to ``counts[i]``. ``prepared`` is what
+    :func:`inverted_prepare` gave for these postings and norms, or None; it changes no answer.
 
     Raises ValueError where sizes do not fit together or a slot, block or range is out of bounds.
     """
@@ -98,6 +100,13 @@ def inverted_search(
         counts[query] = len(order)
         rows[query * k : query * k + len(order)] = best_rows[order]
         scores[query * k : query * k + len(order)] = best_scores[order]
+
+
+def inverted_prepare(
+    n: int, ids: NDArray[np.uint16], term_blocks: NDArray[np.int64], block_start: NDArray[np.int64]
+) -> Any:
+    """Room for what the compiled search keeps of postings; this one keeps nothing."""
+    return None
 
 
 def inverted_count(

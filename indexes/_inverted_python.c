@@ -61,25 +61,69 @@ static int64_t check_search(Index *index, int64_t k, const Py_buffer *buffers) {
     return longest;
 }
 
+static const char COARSE[] = "retrievers.indexes.coarse";
+
+static void free_capsule(PyObject *capsule) { coarse_free(PyCapsule_GetPointer(capsule, COARSE)); }
+
+/* inverted_prepare(n, ids, term_blocks, block_start): room for what searches by whole numbers keep of these postings. */
+PyObject *inverted_prepare(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { THE_IDS, TERMS, STARTS, ALL };
+    Py_buffer b[ALL];
+    long long n;
+    if (!PyArg_ParseTuple(arguments, "Ly*y*y*", &n, b, b + 1, b + 2))
+        return NULL;
+    Index index = {0};
+    index.n = n;
+    index.posting_count = items(b + THE_IDS, 2, "ids");
+    index.term_count = items(b + TERMS, 8, "term_blocks") - 1;
+    index.block_count = items(b + STARTS, 8, "block_start") - 1;
+    index.term_blocks = b[TERMS].buf, index.block_start = b[STARTS].buf;
+    PyObject *capsule = NULL;
+    if (n < 0 || n > (int64_t)RANGE * UINT32_MAX || index.posting_count < 0 || index.term_count < 0 || index.block_count < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together");
+    } else {
+        Coarse *coarse = coarse_new(&index);
+        if (coarse == NULL)
+            PyErr_NoMemory();
+        else if ((capsule = PyCapsule_New(coarse, COARSE, free_capsule)) == NULL)
+            coarse_free(coarse);
+    }
+    for (int i = 0; i < ALL; i++)
+        PyBuffer_Release(b + i);
+    return capsule;
+}
+
 /* One scratch outlives the calls, since fresh memory costs as much as a short search. It changes hands only with
  * Python's lock held; a search that finds it taken makes its own. */
 static Scratch *spare = NULL;
 
 /* inverted_search(kind, n, k, ids, payload, term_blocks, block_start, block_range, block_max | None, norms | None,
- *                 mask | None, slots, weights, offsets, rows, scores, counts) */
+ *                 mask | None, slots, weights, offsets, rows, scores, counts[, what inverted_prepare gave | None]) */
 PyObject *inverted_search(PyObject *module, PyObject *arguments) {
     (void)module;
     Index index;
     Py_buffer b[BUFFERS];
     long long n, k;
-    if (!PyArg_ParseTuple(arguments, "iLLy*y*y*y*y*z*z*z*y*y*y*w*w*w*", &index.kind, &n, &k, b + IDS, b + PAYLOAD,
+    PyObject *prepared = Py_None;
+    if (!PyArg_ParseTuple(arguments, "iLLy*y*y*y*y*z*z*z*y*y*y*w*w*w*|O", &index.kind, &n, &k, b + IDS, b + PAYLOAD,
                           b + TERM_BLOCKS, b + BLOCK_START, b + BLOCK_RANGE, b + BLOCK_MAX, b + NORMS, b + MASK,
-                          b + SLOTS, b + WEIGHTS, b + OFFSETS, b + ROWS, b + SCORES, b + COUNTS))
+                          b + SLOTS, b + WEIGHTS, b + OFFSETS, b + ROWS, b + SCORES, b + COUNTS, &prepared))
         return NULL;
     index.n = n;
     Scratch *scratch = NULL;
     int status = -1;
-    const int64_t longest = check_search(&index, k, b);
+    int64_t longest = check_search(&index, k, b);
+    Coarse *coarse = NULL;
+    if (longest >= 0 && prepared != Py_None) {
+        coarse = PyCapsule_GetPointer(prepared, COARSE);
+        if (coarse == NULL || !coarse_fits(coarse, &index)) {
+            longest = -1;
+            if (coarse != NULL)
+                PyErr_SetString(PyExc_ValueError, "what was prepared does not fit the sizes of the buffers");
+        }
+    }
     if (longest >= 0) {
         index.ids = b[IDS].buf, index.payload = b[PAYLOAD].buf, index.term_blocks = b[TERM_BLOCKS].buf;
         index.block_start = b[BLOCK_START].buf, index.block_range = b[BLOCK_RANGE].buf;
@@ -95,7 +139,7 @@ PyObject *inverted_search(PyObject *module, PyObject *arguments) {
             Py_BEGIN_ALLOW_THREADS
             for (int64_t i = 0; i < queries && status == 0; i++) {
                 Heap heap = {(float *)b[SCORES].buf + i * k, (int64_t *)b[ROWS].buf + i * k, 0, k};
-                status = inverted_query(&index, (const int64_t *)b[SLOTS].buf + offsets[i],
+                status = inverted_query(&index, coarse, (const int64_t *)b[SLOTS].buf + offsets[i],
                                       (const float *)b[WEIGHTS].buf + offsets[i], offsets[i + 1] - offsets[i], scratch,
                                       &heap);
                 ((int64_t *)b[COUNTS].buf)[i] = heap.size;

@@ -6,6 +6,7 @@ static PyMethodDef methods[] = {
     {"dense_offer", dense_offer, METH_VARARGS, "The best rows of every query out of a block of scores."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
+    {"inverted_prepare", inverted_prepare, METH_VARARGS, "Room for what searches keep of postings."},
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},
     {"maxsim_scores", maxsim_scores, METH_VARARGS, "Scores of late interaction in bfloat16."},
     {NULL, NULL, 0, NULL},

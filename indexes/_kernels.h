@@ -28,9 +28,19 @@ static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
     return buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0 ? (int64_t)(buffer->len / size) : -1;
 }
 
+/* What one thread has written before it stores is there for another that loads it. */
+#if defined(__GNUC__)
+#define STORE_RELEASE(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
+#define LOAD_ACQUIRE(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
+#else
+#define STORE_RELEASE(at, value) (*(volatile uint8_t *)(at) = (value))
+#define LOAD_ACQUIRE(at) (*(const volatile uint8_t *)(at))
+#endif
+
 PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
+PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 

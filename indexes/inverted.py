@@ -52,6 +52,7 @@ class InvertedIndex:
         self._scales = scales  # float32 [terms], for 8 bits
         starts = postings.block_start[:-1]
         self._block_max = np.maximum.reduceat(postings.payload, starts) if len(starts) else postings.payload[:0]
+        self._prepared = postings.prepare()
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -118,7 +119,7 @@ class InvertedIndex:
                 raise IndexDamagedError(f"{folder / 'scales.npy'} holds a scale that is no positive number")
         index = cls.__new__(cls)  # __init__ would read every posting
         index.spec, index.size, index.dimension = spec, postings.n, meta["dimension"]
-        index._postings, index._scales = postings, scales
+        index._postings, index._scales, index._prepared = postings, scales, postings.prepare()
         index._block_max = load_array(folder / "block_max.npy", postings.payload.dtype, (len(postings.block_range),))
         return index
 
@@ -130,7 +131,7 @@ class InvertedIndex:
         places, weights, offsets = self._look_up(queries)
         kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         mask = _mask(self.size, allowed, live)
-        return _search(self._postings, kind, places, weights, offsets, k, mask, self._block_max, None)
+        return _search(self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared)
 
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The terms that a query (csr_matrix of one row) and a row share, ascending, and what each adds to the score.
@@ -160,7 +161,7 @@ class LexicalIndex:
         """The sum of the frequencies of each row, int64 ``[size]``."""
         self._postings = postings
         self._kind = _FREQUENCIES[8 * postings.payload.dtype.itemsize]
-        self._checked: NDArray[np.float32] | None = None
+        self._prepared: tuple[NDArray[np.float32] | None, Any] = None, None  # for these norms
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -226,9 +227,10 @@ class LexicalIndex:
         (:meth:`retrievers.bm25.Bm25.norms`). Raises VectorError for queries of another vocabulary, QueryError for a
         ``k`` below 1 or for bitmaps or norms that do not fit.
         """
-        self._check_norms(norms)
+        prepared = self._prepare(norms)
         found = _look_up(self._postings, queries, self.dimension)
-        return _search(self._postings, self._kind, *found, k, _mask(self.size, allowed, live), None, norms)
+        mask = _mask(self.size, allowed, live)
+        return _search(self._postings, self._kind, *found, k, mask, None, norms, prepared)
 
     def explain(
         self, query: Vectors, row: int, norms: NDArray[np.float32]
@@ -237,7 +239,7 @@ class LexicalIndex:
 
         Added up in float32 in this order, the contributions are the score that a search with these norms gives.
         """
-        self._check_norms(norms)
+        self._prepare(norms)
         places, weights, _ = _look_up(self._postings, query, self.dimension)
         at, shared = _common(self._postings, places, row, self.size)
         parts = contributions(self._kind, self._postings.payload[at], weights[shared], norms[row])
@@ -265,14 +267,18 @@ class LexicalIndex:
         found = np.flatnonzero(by_term)
         return postings.terms[found], by_term[found]
 
-    def _check_norms(self, norms: NDArray[np.float32]) -> None:
-        if norms is self._checked:
-            return
+    def _prepare(self, norms: NDArray[np.float32]) -> Any:
+        """What searches with these norms keep of the postings. Raises QueryError for norms that do not fit."""
+        known, prepared = self._prepared
+        if norms is known:
+            return prepared
         if norms.dtype != np.float32 or norms.shape != (self.size,):
             raise QueryError(f"norms must be float32 [{self.size}], one of each row; got {norms.dtype} {norms.shape}")
         if len(norms) and not (norms.min() >= 0 and norms.max() < np.inf):
             raise QueryError("norms must be numbers of 0 or more")
-        self._checked = norms
+        prepared = self._postings.prepare()
+        self._prepared = norms, prepared
+        return prepared
 
 
 def _bits(spec: Spec) -> int:
@@ -381,6 +387,7 @@ def _search(
     mask: Bitmap | None,
     block_max: NDArray[Any] | None,
     norms: NDArray[np.float32] | None,
+    prepared: Any,
 ) -> Found:
     """Call the kernel, for so many queries at a time that their results stay small."""
     if k < 1:
@@ -401,7 +408,7 @@ def _search(
         counts = np.zeros(batch, np.int64)
         kernels.inverted_search(
             int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start,
-            postings.block_range, block_max, norms, mask, places, weights, some, rows, scores, counts,
+            postings.block_range, block_max, norms, mask, places, weights, some, rows, scores, counts, prepared,
         )  # fmt: skip
         for number, size in enumerate(counts.tolist()):
             at = slice(number * k, number * k + size)

@@ -41,6 +41,9 @@ _dense: Any = _dense_numpy if _module is None else _module
 inverted_search: Callable[..., None] = _inverted.inverted_search
 """The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
 
+inverted_prepare: Callable[..., Any] = _inverted.inverted_prepare
+"""Room for what searches keep of postings; see :func:`retrievers.indexes._inverted_numpy.inverted_prepare`."""
+
 inverted_count: Callable[..., None] = _inverted.inverted_count
 """How many postings of each block are in a bitmap; see :func:`retrievers.indexes._inverted_numpy.inverted_count`."""
 

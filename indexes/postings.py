@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, VectorError
+from retrievers.indexes import kernels
 from retrievers.indexes.arrays import load_array
 
 Chunk = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
@@ -76,6 +77,13 @@ class Postings:
         start, stop = int(self.block_start[block]), int(self.block_start[block + 1])
         at = start + int(np.searchsorted(self.ids[start:stop], np.uint16(row & 0xFFFF)))
         return at if at < stop and int(self.ids[at]) == row & 0xFFFF else None
+
+    def prepare(self) -> Any:
+        """What the compiled search keeps of these postings, empty at first: up to a byte each, and those of common terms.
+
+        It belongs to one payload, and one set of norms.
+        """
+        return kernels.inverted_prepare(self.n, self.ids, self.term_blocks, self.block_start)
 
     def save(self, folder: Path) -> None:
         """Write the arrays into a folder."""

@@ -1,0 +1,429 @@
+/* Exact search by way of small whole numbers: what most searches go through.
+ *
+ * What a posting adds to its row is kept as a code from 1 to 255, of the highest that its term adds anywhere. A query
+ * adds these up, scaled by its weights, in 16 bits, over 16,384 rows at a time: the sums of those stay in the nearest cache.
+ * A term that stands in many rows is kept row by row, too, so that it is added by vector instructions, and looked up
+ * at once. The sums are off by no more than `error`; the rows that may be among the best k are few, and are scored anew in
+ * float32 as _inverted.c does it, so that rows and scores are the same to the last bit.
+ *
+ * Codes are made when a term is first asked for. Threads may make them at the same time: they write the same. */
+
+#include "_inverted.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    PARTS = 4,               /* of a range, */
+    PART = RANGE / PARTS,    /* so many rows each */
+    DENSE_SHARE = 8,         /* terms in more than an eighth of the rows are kept row by row */
+    LANES = 64,              /* rows that a scan looks at together */
+    STREAMED = 8192,         /* postings left to add from which it is tried to look up a few rows in them instead */
+    LOOK_UP = 100,            /* the cost of finding a row in a block, in postings */
+    DENSE_COST = 1024        /* the cost of adding a term row by row over a part, in postings */
+};
+
+struct Coarse {
+    int64_t term_count, block_count, posting_count, ranges, dense_terms;
+    uint8_t *codes;   /* [postings] */
+    int32_t *ends;    /* [blocks, PARTS]: where the postings of each part end, from the block's start */
+    uint8_t *highest; /* [blocks, PARTS]: the highest code */
+    float *units;     /* [terms]: what 255 stands for, at a weight of 1 */
+    uint8_t *ready;   /* [terms] */
+    int32_t *places;  /* [terms]: among the terms kept row by row, or -1 */
+    uint8_t *dense;   /* [dense terms, ranges * RANGE]: codes, 0 where a row does not hold the term */
+};
+
+void coarse_free(Coarse *coarse) {
+    if (coarse == NULL)
+        return;
+    free(coarse->codes);
+    free(coarse->ends);
+    free(coarse->highest);
+    free(coarse->units);
+    free(coarse->ready);
+    free(coarse->places);
+    free(coarse->dense);
+    free(coarse);
+}
+
+/* What is large is zero pages until it is used. */
+Coarse *coarse_new(const Index *index) {
+    Coarse *coarse = calloc(1, sizeof *coarse);
+    if (coarse == NULL)
+        return NULL;
+    const size_t terms = (size_t)index->term_count, blocks = (size_t)index->block_count;
+    coarse->term_count = index->term_count, coarse->block_count = index->block_count;
+    coarse->posting_count = index->posting_count;
+    coarse->ranges = (index->n + RANGE - 1) / RANGE;
+    coarse->codes = calloc((size_t)index->posting_count + 1, 1);
+    coarse->ends = calloc(blocks * PARTS + 1, sizeof *coarse->ends);
+    coarse->highest = calloc(blocks * PARTS + 1, 1);
+    coarse->units = calloc(terms + 1, sizeof *coarse->units);
+    coarse->ready = calloc(terms + 1, 1);
+    coarse->places = calloc(terms + 1, sizeof *coarse->places);
+    int sound = coarse->codes != NULL && coarse->ends != NULL && coarse->highest != NULL && coarse->units != NULL &&
+                coarse->ready != NULL && coarse->places != NULL;
+    for (int64_t term = 0; term < index->term_count && sound; term++) {
+        const int64_t first = index->term_blocks[term], last = index->term_blocks[term + 1];
+        coarse->places[term] = -1;
+        if (first < 0 || first > last || last > index->block_count) /* a search says what is wrong */
+            continue;
+        const uint64_t rows = (uint64_t)index->block_start[last] - (uint64_t)index->block_start[first];
+        if (rows > (uint64_t)index->n / DENSE_SHARE && rows <= (uint64_t)index->n && rows <= (uint64_t)index->posting_count &&
+            index->n > PART / 4 && coarse->dense_terms < INT32_MAX)
+            coarse->places[term] = (int32_t)coarse->dense_terms++;
+    }
+    if (sound) {
+        coarse->dense = calloc((size_t)(coarse->dense_terms * coarse->ranges) * RANGE + 1, 1);
+        sound = coarse->dense != NULL;
+    }
+    if (!sound) {
+        coarse_free(coarse);
+        return NULL;
+    }
+    return coarse;
+}
+
+int coarse_fits(const Coarse *coarse, const Index *index) {
+    return coarse->term_count == index->term_count && coarse->block_count == index->block_count &&
+           coarse->posting_count == index->posting_count && coarse->ranges == (index->n + RANGE - 1) / RANGE;
+}
+
+CLONES static void encode(const float *restrict values, int64_t count, float factor, uint8_t *restrict codes) {
+    for (int64_t i = 0; i < count; i++) {
+        const float scaled = values[i] * factor + 0.5f;
+        codes[i] = (uint8_t)(scaled < 256.0f ? (scaled > 1.0f ? scaled : 1.0f) : 255.0f); /* NaN, of a spoilt file, is 255 */
+    }
+}
+
+/* Make the codes of a term. Returns -1 where a block or range is out of bounds. */
+static int prepare(const Index *index, Coarse *coarse, int64_t term, float *chunk) {
+    const int64_t first = index->term_blocks[term], last = index->term_blocks[term + 1];
+    if (first < 0 || last < first || last > index->block_count)
+        return -1;
+    float unit = 1.0f; /* frequency / (frequency + norm) is less */
+    if (index->kind == IMPACTS_8)
+        unit = 255.0f;
+    else if (index->kind == IMPACTS_16) {
+        unit = 0.0f;
+        for (int64_t block = first; block < last; block++) {
+            const float bound = impact16(((const uint16_t *)index->block_max)[block]);
+            unit = bound > unit ? bound : unit;
+        }
+    }
+    uint8_t *dense = coarse->places[term] < 0 ? NULL : coarse->dense + coarse->places[term] * coarse->ranges * RANGE;
+    for (int64_t block = first; block < last; block++) {
+        const int64_t start = index->block_start[block], stop = index->block_start[block + 1];
+        const int64_t range = index->block_range[block];
+        if (start < 0 || stop < start || stop > index->posting_count || stop - start > RANGE || range >= coarse->ranges)
+            return -1;
+        for (int64_t at = start; at < stop; at += CHUNK) {
+            const int64_t count = stop - at < CHUNK ? stop - at : CHUNK;
+            if (index->kind == IMPACTS_8)
+                memcpy(coarse->codes + at, (const uint8_t *)index->payload + at, (size_t)count);
+            else {
+                contribute(index, range * RANGE, at, count, 1.0f, chunk);
+                encode(chunk, count, 255.0f / unit, coarse->codes + at);
+            }
+        }
+        int64_t at = start;
+        for (int part = 0; part < PARTS; part++) {
+            uint8_t highest = 0;
+            for (; at < stop && index->ids[at] / PART <= part; at++)
+                highest = coarse->codes[at] > highest ? coarse->codes[at] : highest;
+            coarse->ends[block * PARTS + part] = (int32_t)(at - start);
+            coarse->highest[block * PARTS + part] = highest;
+        }
+        if (dense != NULL)
+            for (int64_t i = start; i < stop; i++)
+                dense[range * RANGE + index->ids[i]] = coarse->codes[i];
+    }
+    coarse->units[term] = unit;
+    STORE_RELEASE(coarse->ready + term, 1);
+    return 0;
+}
+
+CLONES static void add_dense(uint16_t *restrict sums, const uint8_t *restrict codes, uint16_t factor, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t code = codes[i];
+        const uint16_t scaled = (uint16_t)((uint32_t)(uint16_t)(code << 8) * factor >> 16), least = code < 1 ? code : 1;
+        sums[i] = (uint16_t)(sums[i] + (scaled > least ? scaled : least));
+    }
+}
+
+SCALAR static void add_postings(uint16_t *restrict sums, const uint16_t *restrict ids, const uint8_t *restrict codes,
+                                const uint16_t *restrict values, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sums[ids[i]] = (uint16_t)(sums[ids[i]] + values[codes[i]]);
+}
+
+/* The next 64 rows from `from` on of which one reaches `low`; the end where there are none. */
+CLONES static int64_t next_lanes(const uint16_t *restrict sums, int64_t from, int64_t end, uint16_t low) {
+    for (; from < end; from += LANES) {
+        int any = 0;
+        for (int i = 0; i < LANES; i++)
+            any |= sums[from + i] >= low;
+        if (any)
+            break;
+    }
+    return from;
+}
+
+/* The rows of a part whose sums reach `low`, ascending; -1 where they are more than `most`. */
+static int64_t reached(const uint16_t *sums, int64_t base, int64_t limit, uint16_t low, uint16_t *ids, int64_t most) {
+    int64_t count = 0;
+    const int64_t end = base + limit;
+    for (int64_t from = next_lanes(sums, base, end, low); from < end; from = next_lanes(sums, from + LANES, end, low)) {
+        for (int64_t id = from; id < from + LANES && id < end; id++)
+            if (sums[id] >= low)
+                ids[count++] = (uint16_t)id;
+        if (count > most)
+            return -1;
+    }
+    return count;
+}
+
+/* The k-th best sum so far: the least of a heap of the k best. */
+static void rank_sum(Scratch *scratch, int64_t k, uint16_t sum) {
+    uint16_t *best = scratch->best_sums;
+    int64_t at;
+    if (scratch->best_count < k) {
+        at = scratch->best_count++;
+        for (; at > 0 && best[(at - 1) / 2] > sum; at = (at - 1) / 2)
+            best[at] = best[(at - 1) / 2];
+    } else {
+        if (sum <= best[0])
+            return;
+        for (at = 0;;) {
+            int64_t child = 2 * at + 1;
+            if (child >= k)
+                break;
+            if (child + 1 < k && best[child + 1] < best[child])
+                child++;
+            if (best[child] >= sum)
+                break;
+            best[at] = best[child];
+            at = child;
+        }
+    }
+    best[at] = sum;
+}
+
+static int low_of(const Scratch *scratch, int64_t k, int error) {
+    const int low = scratch->best_count < k ? 0 : scratch->best_sums[0] - 2 * error;
+    return low > 1 ? low : 1;
+}
+
+/* Keep a row, ascending. Returns 0 where there are too many. */
+static int keep(Scratch *scratch, int64_t row, uint16_t sum, int low) {
+    if (scratch->kept_count == KEPT) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < KEPT; i++)
+            if (scratch->kept_sums[i] >= low) {
+                scratch->kept_rows[kept] = scratch->kept_rows[i];
+                scratch->kept_sums[kept++] = scratch->kept_sums[i];
+            }
+        scratch->kept_count = kept;
+        if (kept > KEPT / 2)
+            return 0;
+    }
+    scratch->kept_rows[scratch->kept_count] = row;
+    scratch->kept_sums[scratch->kept_count++] = sum;
+    return 1;
+}
+
+/* The first posting from `from` on whose id is at least `id`. */
+static int64_t lower_bound(const uint16_t *ids, int64_t from, int64_t to, uint16_t id) {
+    while (from < to) {
+        const int64_t middle = from + (to - from) / 2;
+        if (ids[middle] < id)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+static int64_t gallop(const uint16_t *ids, int64_t from, int64_t to, uint16_t id) {
+    int64_t step = 1;
+    while (from + step < to && ids[from + step] < id) {
+        from += step;
+        step *= 2;
+    }
+    return lower_bound(ids, from, from + step + 1 < to ? from + step + 1 : to, id);
+}
+
+/* Take a row whose sum reaches `low`, which may rise by it. Returns 0 where too many rows are kept. */
+static int take(const Index *index, const Range *range, Scratch *scratch, int64_t k, int error, uint16_t id, int *low) {
+    if (!permitted(index, range->base + id))
+        return 1;
+    rank_sum(scratch, k, scratch->sums[id]);
+    *low = low_of(scratch, k, error);
+    return keep(scratch, range->base + id, scratch->sums[id], *low);
+}
+
+/* The postings of a term in a part of the current range. */
+static int64_t part_of(const Coarse *coarse, const Cursor *cursor, int part, int64_t *stop) {
+    const int32_t *ends = coarse->ends + (cursor->block - 1) * PARTS;
+    const int64_t start = cursor->start + (part ? ends[part - 1] : 0), end = cursor->start + ends[part];
+    *stop = end < cursor->stop ? end : cursor->stop;
+    return start < *stop ? start : *stop;
+}
+
+/* One part of a range. Terms come by the most that they can add, descending. Returns 0 where too many rows are kept. */
+static int search_part(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch, int64_t k,
+                       int error) {
+    const int64_t base = (int64_t)part * PART, count = range->count;
+    const int64_t limit = range->limit - base < PART ? range->limit - base : PART;
+    uint16_t *sums = scratch->sums;
+    Cursor **ordered = scratch->by_bound;
+    int32_t rest[COARSE_TERMS + 1];
+    int64_t cost[COARSE_TERMS + 1];
+    rest[count] = 0, cost[count] = 0;
+    for (int64_t i = count - 1; i >= 0; i--) {
+        const Cursor *cursor = ordered[i];
+        int64_t stop;
+        const int64_t start = part_of(coarse, cursor, part, &stop), postings = stop - start;
+        const uint8_t highest = coarse->highest[(cursor->block - 1) * PARTS + part];
+        rest[i] = rest[i + 1] + (highest ? scratch->tables[cursor->number][highest] + 1 : 0); /* row by row it may be 1 more */
+        cost[i] = cost[i + 1] + (coarse->places[cursor->slot] < 0 ? postings : DENSE_COST);
+    }
+    int low = low_of(scratch, k, error);
+    if (rest[0] < low)
+        return 1;
+    memset(sums + base, 0, (size_t)((limit + LANES - 1) / LANES * LANES) * sizeof *sums);
+    int64_t found = -1, i = 0;
+    int tried = 0;
+    for (; i < count; i++) {
+        if (!tried && rest[i] < low && cost[i] > STREAMED) {
+            tried = 1;
+            found = reached(sums, base, limit, (uint16_t)(low - rest[i]), scratch->candidates, cost[i] / (LOOK_UP * (count - i)));
+            if (found >= 0)
+                break;
+        }
+        const Cursor *cursor = ordered[i];
+        int64_t stop;
+        const int64_t start = part_of(coarse, cursor, part, &stop);
+        if (coarse->places[cursor->slot] < 0)
+            add_postings(sums, index->ids + start, coarse->codes + start, scratch->tables[cursor->number], stop - start);
+        else
+            add_dense(sums + base, coarse->dense + coarse->places[cursor->slot] * coarse->ranges * RANGE + range->base + base,
+                      scratch->factors[cursor->number], limit);
+    }
+    if (found < 0) {
+        const int64_t end = base + limit;
+        for (int64_t from = next_lanes(sums, base, end, (uint16_t)low); from < end;
+             from = next_lanes(sums, from + LANES, end, (uint16_t)low))
+            for (int64_t id = from; id < from + LANES && id < end; id++)
+                if (sums[id] >= low && !take(index, range, scratch, k, error, (uint16_t)id, &low))
+                    return 0;
+        return 1;
+    }
+    for (; i < count; i++) {
+        const Cursor *cursor = ordered[i];
+        int64_t stop;
+        const int64_t start = part_of(coarse, cursor, part, &stop);
+        const uint16_t *table = scratch->tables[cursor->number];
+        int64_t left = 0, from = start;
+        for (int64_t j = 0; j < found; j++) {
+            const uint16_t id = scratch->candidates[j];
+            if (sums[id] + rest[i] < low)
+                continue;
+            scratch->candidates[left++] = id;
+            if (coarse->places[cursor->slot] >= 0) {
+                const uint8_t code = coarse->dense[coarse->places[cursor->slot] * coarse->ranges * RANGE + range->base + id];
+                sums[id] = (uint16_t)(sums[id] + (code ? table[code] : 0));
+            } else {
+                from = gallop(index->ids, from, stop, id);
+                if (from < stop && index->ids[from] == id)
+                    sums[id] = (uint16_t)(sums[id] + table[coarse->codes[from]]);
+            }
+        }
+        found = left;
+    }
+    for (int64_t j = 0; j < found; j++)
+        if (sums[scratch->candidates[j]] >= low && !take(index, range, scratch, k, error, scratch->candidates[j], &low))
+            return 0;
+    return 1;
+}
+
+/* Add up the scores of the first `count` candidates, ascending rows of the current range, term by term as they ascend. */
+static void score(const Index *index, const Range *range, Scratch *scratch, int64_t count) {
+    for (int64_t i = 0; i < range->count && count > 0; i++) {
+        const Cursor *cursor = scratch->active[i];
+        int64_t at = cursor->start;
+        for (int64_t j = 0; j < count; j++) {
+            const uint16_t id = scratch->candidates[j];
+            at = gallop(index->ids, at, cursor->stop, id);
+            if (at < cursor->stop && index->ids[at] == id)
+                scratch->accumulator[id] += contribution(index, range->base, at, cursor->weight);
+        }
+    }
+}
+
+/* Returns 1 with the best in the heap, 0 where the search has to go another way, -1 where something is out of bounds. */
+int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count,
+                 Scratch *scratch, Heap *heap) {
+    double total = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        Cursor *cursor = scratch->cursors + i;
+        if (!LOAD_ACQUIRE(coarse->ready + slots[i]) && prepare(index, coarse, slots[i], scratch->chunk) < 0)
+            return -1;
+        cursor->bound = (double)weights[i] * (double)coarse->units[slots[i]];
+        cursor->number = i, cursor->slot = slots[i];
+        total += cursor->bound;
+    }
+    if (!(total > 0.0 && total < 1e30))
+        return 0;
+    const double scale = 65000.0 / total;
+    double off = 2.0; /* what float32 rounds */
+    for (int64_t i = 0; i < count; i++) {
+        const double most = scratch->cursors[i].bound * scale;
+        const float step = (float)(most / 255.0);
+        uint16_t *table = scratch->tables[i];
+        table[0] = 0;
+        for (int code = 1; code < 256; code++) {
+            const float value = step * (float)code + 0.5f;
+            table[code] = (uint16_t)(value > 1.0f ? value : 1.0f);
+        }
+        const double factor = most * 256.0 / 255.0 + 0.5;
+        scratch->factors[i] = (uint16_t)(factor < 65535.0 ? factor : 65535.0);
+        off += 2.0 + (index->kind == IMPACTS_8 ? 0.0 : most / 255.0);
+    }
+    const int error = (int)off + 1;
+    scratch->best_count = scratch->kept_count = 0;
+    Range range;
+    int status;
+    while ((status = next_range(index, scratch, count, &range)) > 0) {
+        for (int64_t i = 0; i < range.count; i++) {
+            int64_t at = i;
+            for (; at > 0 && scratch->by_bound[at - 1]->bound < scratch->active[i]->bound; at--)
+                scratch->by_bound[at] = scratch->by_bound[at - 1];
+            scratch->by_bound[at] = scratch->active[i];
+        }
+        for (int part = 0; part < PARTS && (int64_t)part * PART < range.limit; part++)
+            if (!search_part(index, coarse, &range, part, scratch, heap->k, error))
+                return 0;
+    }
+    if (status < 0)
+        return -1;
+    const int low = low_of(scratch, heap->k, error);
+    (void)start_cursors(index, slots, weights, count, scratch);
+    int64_t at = 0;
+    while (at < scratch->kept_count && (status = next_range(index, scratch, count, &range)) > 0) {
+        int64_t found = 0;
+        for (; at < scratch->kept_count && scratch->kept_rows[at] < range.base + RANGE; at++)
+            if (scratch->kept_sums[at] >= low)
+                scratch->candidates[found++] = (uint16_t)(scratch->kept_rows[at] - range.base);
+        score(index, &range, scratch, found);
+        for (int64_t i = 0; i < found; i++) {
+            const uint16_t id = scratch->candidates[i];
+            if (scratch->accumulator[id] > 0.0f)
+                offer(heap, scratch->accumulator[id], range.base + id);
+            scratch->accumulator[id] = 0.0f;
+        }
+    }
+    return status < 0 ? -1 : 1;
+}
