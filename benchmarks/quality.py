@@ -8,9 +8,9 @@ where it has that.
 Of collections with more than 1,000 test questions 1,000 are asked, drawn with a fixed seed; all documents are indexed. The
 folder --work keeps the indexes, the runs and the token vectors of documents, so that a run that was stopped goes on. Vectors
 that two systems share are made once. The exact multi-vector index is built for collections of up to 40,000 documents, or
-of --multi-vector N; that of wiki takes 18 GB, and the kept token vectors as much again. At the end come the tables of all collections whose outcome lies
-in the folder. Times are of one question after another, the systems in turns; reranking encodes its 100
-documents for them, as it would in an application.
+of --multi-vector N; that of wiki takes 18 GB, and the kept token vectors as much again. At the end come the tables of all
+collections whose outcome lies in the folder. Times are of one question after another, the systems in turns; reranking
+encodes its 100 documents for them, as it would in an application.
 
 Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/quality.py [COLLECTION ...] --work FOLDER
 """

@@ -65,7 +65,8 @@ static const char COARSE[] = "retrievers.indexes.coarse";
 
 static void free_capsule(PyObject *capsule) { coarse_free(PyCapsule_GetPointer(capsule, COARSE)); }
 
-/* inverted_prepare(n, ids, term_blocks, block_start): room for what searches by whole numbers keep of these postings. */
+/* inverted_prepare(n, ids, term_blocks, block_start): room for what searches by whole numbers keep of these postings, or None
+ * where there is no memory for it. */
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments) {
     (void)module;
     enum { THE_IDS, TERMS, STARTS, ALL };
@@ -85,9 +86,10 @@ PyObject *inverted_prepare(PyObject *module, PyObject *arguments) {
             PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together");
     } else {
         Coarse *coarse = coarse_new(&index);
-        if (coarse == NULL)
-            PyErr_NoMemory();
-        else if ((capsule = PyCapsule_New(coarse, COARSE, free_capsule)) == NULL)
+        if (coarse == NULL) { /* without the room a search takes its slower way */
+            Py_INCREF(Py_None);
+            capsule = Py_None;
+        } else if ((capsule = PyCapsule_New(coarse, COARSE, free_capsule)) == NULL)
             coarse_free(coarse);
     }
     for (int i = 0; i < ALL; i++)
