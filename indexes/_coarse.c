@@ -3,8 +3,8 @@
  * What a posting adds to its row is kept as a code from 1 to 255, of the highest that its term adds anywhere. A query
  * adds these up, scaled by its weights, in 16 bits, over 16,384 rows at a time: the sums of those stay in the nearest cache.
  * A term that stands in many rows is kept row by row, too, so that it is added by vector instructions, and looked up
- * at once. The sums are off by no more than `error`; the rows that may be among the best k are few, and are scored anew in
- * float32 as _inverted.c does it, so that rows and scores are the same to the last bit.
+ * at once. How far the sums may be off is known, so that only few rows may be among the best k. These are scored anew in
+ * float32 as _inverted.c does it: rows and scores are the same to the last bit.
  *
  * Codes are made when a term is first asked for. Threads may make them at the same time: they write the same. */
 
@@ -30,6 +30,7 @@ struct Coarse {
     int32_t *ends;    /* [blocks, PARTS]: where the postings of each part end, from the block's start */
     uint8_t *highest; /* [blocks, PARTS]: the highest code */
     float *units;     /* [terms]: what 255 stands for, at a weight of 1 */
+    uint8_t *raised;  /* [terms]: whether something that is nearer to 0 has the code 1 */
     uint8_t *ready;   /* [terms] */
     int32_t *places;  /* [terms]: among the terms kept row by row, or -1 */
     uint8_t *dense;   /* [dense terms, ranges * RANGE]: codes, 0 where a row does not hold the term */
@@ -42,6 +43,7 @@ void coarse_free(Coarse *coarse) {
     free(coarse->ends);
     free(coarse->highest);
     free(coarse->units);
+    free(coarse->raised);
     free(coarse->ready);
     free(coarse->places);
     free(coarse->dense);
@@ -61,10 +63,11 @@ Coarse *coarse_new(const Index *index) {
     coarse->ends = calloc(blocks * PARTS + 1, sizeof *coarse->ends);
     coarse->highest = calloc(blocks * PARTS + 1, 1);
     coarse->units = calloc(terms + 1, sizeof *coarse->units);
+    coarse->raised = calloc(terms + 1, 1);
     coarse->ready = calloc(terms + 1, 1);
     coarse->places = calloc(terms + 1, sizeof *coarse->places);
     int sound = coarse->codes != NULL && coarse->ends != NULL && coarse->highest != NULL && coarse->units != NULL &&
-                coarse->ready != NULL && coarse->places != NULL;
+                coarse->raised != NULL && coarse->ready != NULL && coarse->places != NULL;
     for (int64_t term = 0; term < index->term_count && sound; term++) {
         const int64_t first = index->term_blocks[term], last = index->term_blocks[term + 1];
         coarse->places[term] = -1;
@@ -91,11 +94,15 @@ int coarse_fits(const Coarse *coarse, const Index *index) {
            coarse->posting_count == index->posting_count && coarse->ranges == (index->n + RANGE - 1) / RANGE;
 }
 
-CLONES static void encode(const float *restrict values, int64_t count, float factor, uint8_t *restrict codes) {
+/* Whether any is raised to 1. */
+CLONES static int encode(const float *restrict values, int64_t count, float factor, uint8_t *restrict codes) {
+    int raised = 0;
     for (int64_t i = 0; i < count; i++) {
         const float scaled = values[i] * factor + 0.5f;
         codes[i] = (uint8_t)(scaled < 256.0f ? (scaled > 1.0f ? scaled : 1.0f) : 255.0f); /* NaN, of a spoilt file, is 255 */
+        raised |= scaled < 1.0f;
     }
+    return raised;
 }
 
 /* Make the codes of a term. Returns -1 where a block or range is out of bounds. */
@@ -113,6 +120,7 @@ static int prepare(const Index *index, Coarse *coarse, int64_t term, float *chun
             unit = bound > unit ? bound : unit;
         }
     }
+    int raised = 0;
     uint8_t *dense = coarse->places[term] < 0 ? NULL : coarse->dense + coarse->places[term] * coarse->ranges * RANGE;
     for (int64_t block = first; block < last; block++) {
         const int64_t start = index->block_start[block], stop = index->block_start[block + 1];
@@ -125,7 +133,7 @@ static int prepare(const Index *index, Coarse *coarse, int64_t term, float *chun
                 memcpy(coarse->codes + at, (const uint8_t *)index->payload + at, (size_t)count);
             else {
                 contribute(index, range * RANGE, at, count, 1.0f, chunk);
-                encode(chunk, count, 255.0f / unit, coarse->codes + at);
+                raised |= encode(chunk, count, 255.0f / unit, coarse->codes + at);
             }
         }
         int64_t at = start;
@@ -141,6 +149,7 @@ static int prepare(const Index *index, Coarse *coarse, int64_t term, float *chun
                 dense[range * RANGE + index->ids[i]] = coarse->codes[i];
     }
     coarse->units[term] = unit;
+    coarse->raised[term] = (uint8_t)raised;
     STORE_RELEASE(coarse->ready + term, 1);
     return 0;
 }
@@ -211,8 +220,8 @@ static void rank_sum(Scratch *scratch, int64_t k, uint16_t sum) {
     best[at] = sum;
 }
 
-static int low_of(const Scratch *scratch, int64_t k, int error) {
-    const int low = scratch->best_count < k ? 0 : scratch->best_sums[0] - 2 * error;
+static int low_of(const Scratch *scratch, int64_t k, int margin) {
+    const int low = scratch->best_count < k ? 0 : scratch->best_sums[0] - margin;
     return low > 1 ? low : 1;
 }
 
@@ -256,11 +265,11 @@ static int64_t gallop(const uint16_t *ids, int64_t from, int64_t to, uint16_t id
 }
 
 /* Take a row whose sum reaches `low`, which may rise by it. Returns 0 where too many rows are kept. */
-static int take(const Index *index, const Range *range, Scratch *scratch, int64_t k, int error, uint16_t id, int *low) {
+static int take(const Index *index, const Range *range, Scratch *scratch, int64_t k, int margin, uint16_t id, int *low) {
     if (!permitted(index, range->base + id))
         return 1;
     rank_sum(scratch, k, scratch->sums[id]);
-    *low = low_of(scratch, k, error);
+    *low = low_of(scratch, k, margin);
     return keep(scratch, range->base + id, scratch->sums[id], *low);
 }
 
@@ -274,7 +283,7 @@ static int64_t part_of(const Coarse *coarse, const Cursor *cursor, int part, int
 
 /* One part of a range. Terms come by the most that they can add, descending. Returns 0 where too many rows are kept. */
 static int search_part(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch, int64_t k,
-                       int error) {
+                       int margin) {
     const int64_t base = (int64_t)part * PART, count = range->count;
     const int64_t limit = range->limit - base < PART ? range->limit - base : PART;
     uint16_t *sums = scratch->sums;
@@ -290,7 +299,7 @@ static int search_part(const Index *index, const Coarse *coarse, const Range *ra
         rest[i] = rest[i + 1] + (highest ? scratch->tables[cursor->number][highest] + 1 : 0); /* row by row it may be 1 more */
         cost[i] = cost[i + 1] + (coarse->places[cursor->slot] < 0 ? postings : DENSE_COST);
     }
-    int low = low_of(scratch, k, error);
+    int low = low_of(scratch, k, margin);
     if (rest[0] < low)
         return 1;
     memset(sums + base, 0, (size_t)((limit + LANES - 1) / LANES * LANES) * sizeof *sums);
@@ -317,7 +326,7 @@ static int search_part(const Index *index, const Coarse *coarse, const Range *ra
         for (int64_t from = next_lanes(sums, base, end, (uint16_t)low); from < end;
              from = next_lanes(sums, from + LANES, end, (uint16_t)low))
             for (int64_t id = from; id < from + LANES && id < end; id++)
-                if (sums[id] >= low && !take(index, range, scratch, k, error, (uint16_t)id, &low))
+                if (sums[id] >= low && !take(index, range, scratch, k, margin, (uint16_t)id, &low))
                     return 0;
         return 1;
     }
@@ -344,7 +353,7 @@ static int search_part(const Index *index, const Coarse *coarse, const Range *ra
         found = left;
     }
     for (int64_t j = 0; j < found; j++)
-        if (sums[scratch->candidates[j]] >= low && !take(index, range, scratch, k, error, scratch->candidates[j], &low))
+        if (sums[scratch->candidates[j]] >= low && !take(index, range, scratch, k, margin, scratch->candidates[j], &low))
             return 0;
     return 1;
 }
@@ -378,7 +387,7 @@ int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const
     if (!(total > 0.0 && total < 1e30))
         return 0;
     const double scale = 65000.0 / total;
-    double off = 2.0; /* what float32 rounds */
+    double off = 4.0; /* what float32 rounds */
     for (int64_t i = 0; i < count; i++) {
         const double most = scratch->cursors[i].bound * scale;
         const float step = (float)(most / 255.0);
@@ -390,9 +399,10 @@ int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const
         }
         const double factor = most * 256.0 / 255.0 + 0.5;
         scratch->factors[i] = (uint16_t)(factor < 65535.0 ? factor : 65535.0);
-        off += 2.0 + (index->kind == IMPACTS_8 ? 0.0 : most / 255.0);
+        /* Half a step below and above, or a whole one above; and what tables and factors round, on both sides. */
+        off += 4.0 + (index->kind == IMPACTS_8 ? 0.0 : most / 255.0 * (coarse->raised[slots[i]] ? 1.5 : 1.0));
     }
-    const int error = (int)off + 1;
+    const int margin = (int)off + 1; /* between the least sum of the k best rows and the k-th best sum */
     scratch->best_count = scratch->kept_count = 0;
     Range range;
     int status;
@@ -404,12 +414,12 @@ int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const
             scratch->by_bound[at] = scratch->active[i];
         }
         for (int part = 0; part < PARTS && (int64_t)part * PART < range.limit; part++)
-            if (!search_part(index, coarse, &range, part, scratch, heap->k, error))
+            if (!search_part(index, coarse, &range, part, scratch, heap->k, margin))
                 return 0;
     }
     if (status < 0)
         return -1;
-    const int low = low_of(scratch, heap->k, error);
+    const int low = low_of(scratch, heap->k, margin);
     (void)start_cursors(index, slots, weights, count, scratch);
     int64_t at = 0;
     while (at < scratch->kept_count && (status = next_range(index, scratch, count, &range)) > 0) {

@@ -13,7 +13,7 @@ enum {
     RANGE = 65536,     /* rows of a range: what 16 bits can name */
     CHUNK = 1024,        /* contributions that are computed before they are scattered */
     COARSE_TERMS = 256,  /* longer queries are not searched by whole numbers, */
-    COARSE_K = 1024,     /* nor those for more hits */
+    COARSE_K = 128,      /* nor those for more hits */
     KEPT = 8192          /* rows that a search by whole numbers holds for scoring */
 };
 
