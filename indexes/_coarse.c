@@ -20,7 +20,7 @@ enum {
     DENSE_SHARE = 8,         /* terms in more than an eighth of the rows are kept row by row */
     LANES = 64,              /* rows that a scan looks at together */
     STREAMED = 8192,         /* postings left to add from which it is tried to look up a few rows in them instead */
-    LOOK_UP = 100,            /* the cost of finding a row in a block, in postings */
+    LOOK_UP = 100,           /* the cost of finding a row in a block, in postings */
     DENSE_COST = 1024        /* the cost of adding a term row by row over a part, in postings */
 };
 
