@@ -33,6 +33,7 @@ _STOP = -1  # stands for a stop word where a column is expected
 _LONGEST = 255  # characters; what is longer is no word but data, such as base64
 _REMEMBERED = 2**19  # words; about 100 MB
 _BLOCK = 2**18  # words that are sorted at a time
+_SHORT = 64  # words of a single text, a query as a rule, that are counted one by one: sorting arrays takes longer
 
 
 def column(term: str) -> int:
@@ -235,6 +236,13 @@ class _Columns(dict[str, int]):
 
 def _count(columns: array[int], lengths: array[int]) -> _Block:
     """From the columns of words, text after text, to values, columns and number of terms of each text's vector."""
+    if len(lengths) == 1 and len(columns) <= _SHORT:
+        few: dict[int, int] = {}
+        for each in columns:
+            few[each] = few.get(each, 0) + 1
+        few.pop(_STOP, None)
+        terms = sorted(few)
+        return np.array([few[term] for term in terms], np.float32), np.array(terms, np.int64), np.array([len(terms)])
     flat = np.array(columns, dtype=np.int64)
     rows = np.repeat(np.arange(len(lengths), dtype=np.int64), np.array(lengths, dtype=np.int64))
     kept = flat != _STOP
