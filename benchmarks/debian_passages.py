@@ -2,7 +2,7 @@
 
 Packages are downloaded by apt-get, unpacked by dpkg-deb into the working folder, never installed. Pages are HTML; the text of
 their blocks is gathered into passages of about a hundred words, under the title of the page. A passage that came before
-is left out. The outcome is a corpus in the form of BEIR: FOLDER/corpus.jsonl.
+is left out. The outcome is a corpus in the form of BEIR: FOLDER/corpus.jsonl. lxml, which reads the pages, comes with [test].
 
 Run: python benchmarks/debian_passages.py FOLDER [--passages 650000]
 """

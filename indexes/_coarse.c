@@ -366,8 +366,11 @@ static void score(const Index *index, const Range *range, Scratch *scratch, int6
         for (int64_t j = 0; j < count; j++) {
             const uint16_t id = scratch->candidates[j];
             at = gallop(index->ids, at, cursor->stop, id);
-            if (at < cursor->stop && index->ids[at] == id)
-                scratch->accumulator[id] += contribution(index, range->base, at, cursor->weight);
+            if (at < cursor->stop && index->ids[at] == id) {
+                float added;
+                contribute(index, range->base, at, 1, cursor->weight, &added);
+                scratch->accumulator[id] += added;
+            }
         }
     }
 }

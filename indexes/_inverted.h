@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-    RANGE = 65536,     /* rows of a range: what 16 bits can name */
+    RANGE = 65536,       /* rows of a range: what 16 bits can name */
     CHUNK = 1024,        /* contributions that are computed before they are scattered */
     COARSE_TERMS = 256,  /* longer queries are not searched by whole numbers, */
     COARSE_K = 128,      /* nor those for more hits */
@@ -32,9 +32,9 @@ typedef struct {
 } Index;
 
 typedef struct {
-    int64_t block, end;  /* blocks of the term that are yet to come */
-    int64_t start, stop; /* postings in the current range */
-    double bound;        /* the most that the term adds */
+    int64_t block, end;   /* blocks of the term that are yet to come */
+    int64_t start, stop;  /* postings in the current range */
+    double bound;         /* the most that the term adds */
     int64_t number, slot; /* the place of the term in the query, and in the index */
     float weight;
 } Cursor;
@@ -71,27 +71,6 @@ static inline float impact16(uint16_t code) {
     return value;
 }
 
-/* What one posting adds to its row; the same numbers as contribute(). */
-static inline float contribution(const Index *index, int64_t base, int64_t at, float weight) {
-    float frequency;
-    switch (index->kind) {
-    case IMPACTS_16:
-        return weight * impact16(((const uint16_t *)index->payload)[at]);
-    case IMPACTS_8:
-        return weight * (float)((const uint8_t *)index->payload)[at];
-    case FREQUENCIES_8:
-        frequency = (float)((const uint8_t *)index->payload)[at];
-        break;
-    case FREQUENCIES_16:
-        frequency = (float)((const uint16_t *)index->payload)[at];
-        break;
-    default:
-        frequency = (float)((const uint32_t *)index->payload)[at];
-    }
-    const int64_t row = base + index->ids[at] < index->n ? base + index->ids[at] : index->n - 1;
-    return weight * (frequency / (frequency + index->norms[row]));
-}
-
 static inline int permitted(const Index *index, int64_t row) {
     return index->mask == NULL || (index->mask[row >> 3] >> (row & 7) & 1);
 }
@@ -118,8 +97,9 @@ int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const
                  Scratch *scratch, Heap *heap);
 
 /* Search one query of `count` terms (slots ascending); `heap`, empty at first, ends best first. The scratch must be zero
- * at first, with room for `count` cursors. `coarse` may be NULL. Returns 0, or -1 where a slot, block or range is out of bounds. */
-int inverted_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count, Scratch *scratch,
-                   Heap *heap);
+ * at first, with room for `count` cursors. `coarse` may be NULL. Returns 0, or -1 where a slot, block or range is out of
+ * bounds. */
+int inverted_query(const Index *index, Coarse *coarse, const int64_t *slots, const float *weights, int64_t count,
+                   Scratch *scratch, Heap *heap);
 
 #endif

@@ -9,10 +9,10 @@ static const Py_ssize_t payload_size[KINDS] = {2, 1, 1, 2, 4};
 
 /* The number of items in a buffer, or -1 (and a ValueError) where it is misaligned or no whole number of them. */
 static int64_t items(const Py_buffer *buffer, Py_ssize_t size, const char *name) {
-    if (buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0)
-        return (int64_t)(buffer->len / size);
-    PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no aligned array of items of %zd bytes", name, buffer->len, size);
-    return -1;
+    const int64_t found = item_count(buffer, size);
+    if (found < 0)
+        PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no aligned array of items of %zd bytes", name, buffer->len, size);
+    return found;
 }
 
 enum {

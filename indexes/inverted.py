@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,7 +53,10 @@ class InvertedIndex:
         self._scales = scales  # float32 [terms], for 8 bits
         starts = postings.block_start[:-1]
         self._block_max = np.maximum.reduceat(postings.payload, starts) if len(starts) else postings.payload[:0]
-        self._prepared = postings.prepare()
+
+    @cached_property
+    def _prepared(self) -> Any:
+        return self._postings.prepare()
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -119,7 +123,7 @@ class InvertedIndex:
                 raise IndexDamagedError(f"{folder / 'scales.npy'} holds a scale that is no positive number")
         index = cls.__new__(cls)  # __init__ would read every posting
         index.spec, index.size, index.dimension = spec, postings.n, meta["dimension"]
-        index._postings, index._scales, index._prepared = postings, scales, postings.prepare()
+        index._postings, index._scales = postings, scales
         index._block_max = load_array(folder / "block_max.npy", postings.payload.dtype, (len(postings.block_range),))
         return index
 

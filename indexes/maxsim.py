@@ -46,10 +46,8 @@ _TOKENS = 1 << 12  # document tokens that are scored at a time
 _TOGETHER = 256  # query tokens that are scored at a time
 _TOGETHER_NARROW = 1 << 12  # in bfloat16, where the documents' side has to be made for each time
 _ROWS = 1 << 11  # rows between two looks for the best so far
-_LANES, _STEP = (
-    16,
-    32,
-)  # of a panel of query tokens, as the kernel takes them: tokens, and what dimensions are padded to
+_LANES = 16  # query tokens that the kernel takes beside one another
+_STEP = 32  # what their dimensions are padded to
 _LARGEST_NARROW = 1e37  # of a query's numbers: rounding them up must not reach infinity
 _COPIED = 1 << 16  # tokens that are encoded at a time
 
@@ -262,29 +260,26 @@ class MaxSimIndex:
             return scores
 
         fetch = fetched(k, len(rows))
-        panels = None
         if level:
-            narrow = _narrow(queries.values)
             # bfloat16 keeps 8 binary digits. Codes fit into them; 1.01 is for what rounding adds to the lengths.
-            off = np.sqrt(((wide - _wide(narrow)) ** 2).sum(axis=1)) + (norms * 2.0**-8 if self._scales is None else 0)
+            narrowed = wide - _wide(_narrow(queries.values))
+            off = np.sqrt((narrowed**2).sum(axis=1)) + (norms * 2.0**-8 if self._scales is None else 0)
             error = 1.01 * (error + np.add.reduceat(off, queries.offsets[:-1]) * self._longest)
-            panels, fetch = _panels(narrow), min(len(rows), 4 * fetch)
+            fetch = min(len(rows), 4 * fetch)
 
-        def fast(taken: TokenVectors, panels: NDArray[np.uint16] | None) -> Iterator[Scored]:
-            return self._fast_scores(taken, rows) if panels is None else self._narrow_scores(taken, rows, panels, level)
+        def fast(taken: TokenVectors) -> Iterator[Scored]:
+            return self._narrow_scores(taken, rows, level) if level else self._fast_scores(taken, rows)
 
-        best = highest(fast(queries, panels), self.size, len(queries), fetch, None)
+        best = highest(fast(queries), self.size, len(queries), fetch, None)
         found, bounds, open_ = settle(*best, error, k, len(rows), score, floor)
         if len(open_):
-            left = _take(queries, open_)
-            blocks = fast(left, None if panels is None else _panels(_narrow(left.values)))
+            blocks = fast(_take(queries, open_))
             place(found, open_, sift(blocks, bounds[open_], k, lambda numbers, rows: score(open_[numbers], rows)))
         return found
 
-    def _narrow_scores(
-        self, queries: TokenVectors, rows: NDArray[np.int64], panels: NDArray[np.uint16], level: int
-    ) -> Iterator[Scored]:
+    def _narrow_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
         """Scores by way of bfloat16 of rows that have tokens, some at a time."""
+        panels = _panels(_narrow(queries.values))
         scores = np.empty((min(_ROWS, len(rows)), len(queries)), np.float32)
         for first in range(0, len(rows), _ROWS):
             some = rows[first : first + _ROWS]

@@ -301,7 +301,7 @@ def test_only_rows_below_the_floor_may_be_missing(data: st.DataObject) -> None:
         assert {pair for pair in pairs(whole, query) if pair[1] >= floor[query]} <= set(mine)
 
 
-def test_bfloat16_saves_no_row_from_being_found_by_its_rounding() -> None:
+def test_rounding_to_bfloat16_loses_no_row() -> None:
     """Rows that bfloat16 cannot tell apart come in the order of what is stored."""
     if kernels.maxsim_level() == 0:
         pytest.skip("this processor does not multiply bfloat16")

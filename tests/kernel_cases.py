@@ -1,0 +1,285 @@
+"""What the kernels are called with in their tests: random cases, spoilt ones, and what a module answers to them.
+
+Compiled with sanitizers, the kernels run through these in a process of their own, which loads no test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from retrievers.indexes import _dense_numpy, maxsim
+from retrievers.indexes import _inverted_numpy as twin
+from retrievers.indexes.bitmaps import pack
+from retrievers.indexes.postings import assemble
+
+
+def random_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``inverted_search``: few rows or several ranges, rare terms and dense ones, ties everywhere."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.choice([1, 9, 100, 20_000, 65_536, 65_537, 90_000, 140_000]))
+    kind = int(rng.integers(5))
+    terms = int(rng.integers(1, 14))
+    highest = [65_535, 255, 255, 65_535, 2**32 - 1][kind]
+    few = rng.random() < 0.5  # few values: ties everywhere
+    chunks = []
+    for term in range(terms):
+        rows = np.flatnonzero(rng.random(n) < rng.choice([1 / n, 0.0005, 0.02, 0.4, 0.95, 1.0]))
+        if not len(rows):
+            continue
+        if kind == 0:
+            codes = rng.choice([40_000, 32_768], len(rows)) if few else rng.integers(1, 50_000, len(rows))
+        else:
+            codes = rng.integers(1, 3 if few else min(highest, 400) + 1, len(rows))
+        codes[rng.integers(len(rows))] = highest if rng.random() < 0.3 and kind != 0 else codes[0]
+        chunks.append((np.full(len(rows), 3 * term, np.int64), rows.astype(np.int64), codes))
+    payload_type = [np.uint16, np.uint8, np.uint8, np.uint16, np.uint32][kind]
+    postings = assemble(chunks, n, payload_type)
+    lists = [np.sort(rng.permutation(len(postings.terms))[: rng.integers(15)]) for _ in range(rng.integers(4))]
+    slots = np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
+    share = rng.choice([0.0, 0.001, 0.3, 0.9, 1.0])
+    norms = rng.choice([0.4, 1.2, 1.9], n) if few else rng.gamma(4.0, 0.3, n)
+    starts = postings.block_start[:-1]
+    return {
+        "kind": kind,
+        "n": n,
+        "k": int(rng.choice([1, 2, 10, 100, 256, 257, n, n + 5])),
+        "ids": postings.ids,
+        "payload": postings.payload,
+        "term_blocks": postings.term_blocks,
+        "block_start": postings.block_start,
+        "block_range": postings.block_range,
+        "block_max": np.maximum.reduceat(postings.payload, starts)
+        if kind < 2 and len(starts)
+        else postings.payload[:0],
+        "norms": norms.astype(np.float32) if kind > 1 else None,
+        "mask": None if rng.random() < 0.5 else pack(rng.random(n) < share),
+        "slots": slots,
+        "weights": rng.choice([0.5, 2.0, 7.25], len(slots)).astype(np.float32)
+        if few
+        else (rng.random(len(slots)).astype(np.float32) ** 4 + np.float32(1e-6)) * np.float32(9),
+        "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum([len(some) for some in lists], dtype=np.int64)]),
+    }
+
+
+def run(module: Any, case: dict[str, Any], *, plain: bool = False) -> list[tuple[list[int], bytes]]:
+    """What a module's ``inverted_search`` answers, ``plain`` without anything prepared: rows, and scores bit by bit."""
+    queries, k = len(case["offsets"]) - 1, case["k"]
+    rows, scores = np.full(queries * k, -7, np.int64), np.full(queries * k, -7, np.float32)
+    counts = np.zeros(queries, np.int64)
+    prepared = module.inverted_prepare(case["n"], case["ids"], case["term_blocks"], case["block_start"])
+    if plain:
+        prepared = None
+    for _ in range(2):  # what is prepared is made by the first and used by the second
+        module.inverted_search(*case.values(), rows, scores, counts, prepared)
+    return [
+        (rows[i * k : i * k + count].tolist(), scores[i * k : i * k + count].tobytes())
+        for i, count in enumerate(counts.tolist())
+    ]
+
+
+def damaged_case(seed: int) -> dict[str, Any]:
+    """A case one or more of whose arrays hold anything at all, at the right sizes or at others."""
+    rng = np.random.default_rng(seed)
+    case = random_case(seed)
+    for name in rng.choice(list(case), rng.integers(1, 4), replace=False):
+        value = case[name]
+        if not isinstance(value, np.ndarray):
+            continue
+        value = case[name] = value.copy()
+        how = rng.integers(5)
+        if how == 0 and len(value):  # a few items flipped
+            at = rng.integers(len(value), size=3)
+            noise = rng.integers(0, 256, 3 * value.itemsize, dtype=np.uint8)
+            value[at] = noise.view(value.dtype)
+        elif how == 1:  # rubbish
+            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8)
+            case[name] = noise.view(value.dtype)
+        elif how == 2:  # cut
+            case[name] = value[: rng.integers(len(value) + 1)].copy()
+        elif how == 3:  # swapped
+            case[name] = value[::-1].copy()
+        else:  # of another size
+            case[name] = np.concatenate([value, value, value[:1]])
+    return case
+
+
+def run_damaged(module: Any, case: dict[str, Any]) -> None:
+    """Rows of the index and a ValueError are both fine; reading or writing elsewhere is not."""
+    with contextlib.suppress(ValueError):
+        assert all(0 <= row < case["n"] for rows, _ in run(module, case) for row in rows)
+
+
+def count_case(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    case = random_case(seed)
+    return {
+        "n": case["n"],
+        "ids": case["ids"],
+        "block_start": case["block_start"],
+        "block_range": case["block_range"],
+        "mask": pack(rng.random(case["n"]) < rng.choice([0.0, 0.001, 0.5, 1.0])),
+    }
+
+
+def run_count(module: Any, case: dict[str, Any]) -> list[int]:
+    counts = np.full(len(case["block_range"]), -7, np.int64)
+    module.inverted_count(*case.values(), counts)
+    return [int(count) for count in counts]
+
+
+def offer_case(seed: int) -> dict[str, Any]:
+    """Arguments of several calls of ``dense_offer``: blocks of rows, ties everywhere or nowhere, NaN and infinity."""
+    rng = np.random.default_rng(seed)
+    n, queries = int(rng.choice([1, 5, 70, 300])), int(rng.choice([0, 1, 4, 63, 64, 65, 130]))
+    scores = rng.standard_normal((n, queries)).astype(np.float32)
+    if rng.random() < 0.5:
+        scores = np.round(scores).astype(np.float32)
+    if rng.random() < 0.3:
+        scores[rng.random(scores.shape) < 0.1] = rng.choice([np.nan, -np.inf, np.inf])
+    rows = np.flatnonzero(rng.random(n) < rng.choice([0.3, 1.0])).astype(np.int64)
+    mask = None if rng.random() < 0.5 else pack(rng.random(n) < rng.choice([0.0, 0.5, 1.0]))
+    cuts = np.sort(rng.integers(0, len(rows) + 1, 3)).tolist()
+    parts = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    return {"n": n, "k": int(rng.choice([1, 3, 20, 400])), "scores": scores, "parts": parts, "mask": mask}
+
+
+def run_offer(module: Any, case: dict[str, Any]) -> list[list[tuple[float, int]]]:
+    queries, k = case["scores"].shape[1], case["k"]
+    best, rows = np.full((queries, k), -7, np.float32), np.full((queries, k), -7, np.int64)
+    counts = np.zeros(queries, np.int64)
+    for part in case["parts"]:
+        scores = np.ascontiguousarray(case["scores"][part])
+        module.dense_offer(case["n"], scores, part, case["mask"], best, rows, counts)
+    return [
+        sorted(zip((-best[at, :count]).tolist(), rows[at, :count].tolist(), strict=True))
+        for at, count in enumerate(counts.tolist())
+    ]
+
+
+def maxsim_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``maxsim_scores``: documents of no token and of many, queries too."""
+    rng = np.random.default_rng(seed)
+    dimension = int(rng.choice([1, 2, 31, 32, 33, 96, 130]))
+    sizes = rng.choice([0, 1, 2, 15, 16, 17, 33, 300], rng.integers(0, 90)).astype(np.int64)
+    lengths = rng.choice([0, 1, 4, 15, 16, 17, 40], rng.integers(0, 9))
+    codes = rng.random() < 0.5
+    tokens = int(sizes.sum())
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return {
+        "dimension": dimension,
+        "values": rng.integers(-127, 128, (tokens, dimension)).astype(np.int8)
+        if codes
+        else rng.standard_normal((tokens, dimension)).astype(np.float16),
+        "scales": (rng.random(tokens) / 64 + 0.001).astype(np.float32) if codes else None,
+        "starts": (np.cumsum(sizes) - sizes)[::-1].astype(np.int64),
+        "sizes": sizes[::-1].copy(),
+        "panels": rng.standard_normal((int(offsets[-1]), dimension)).astype(np.float32),
+        "offsets": offsets,
+    }
+
+
+def run_maxsim(module: Any, level: int, case: dict[str, Any]) -> Any:
+    rows, queries = len(case["starts"]), max(0, len(case["offsets"]) - 1)
+    scores = np.full((rows, queries), np.nan, np.float32)
+    panels = case["panels"] if case["panels"].dtype == np.uint16 else maxsim._panels(maxsim._narrow(case["panels"]))
+    module.maxsim_scores(level, *{**case, "panels": panels}.values(), scores)
+    return scores
+
+
+def check_maxsim(module: Any, case: dict[str, Any]) -> None:
+    """Against plain loops in float64 over what bfloat16 keeps of the numbers."""
+    queries = maxsim._wide(maxsim._narrow(case["panels"])).astype(np.float64)
+    documents = case["values"].astype(np.float32)
+    documents = maxsim._wide(maxsim._narrow(documents)).astype(np.float64)
+    if case["scales"] is not None:
+        documents *= case["scales"][:, None]
+    wanted = np.zeros((len(case["starts"]), len(case["offsets"]) - 1))
+    for row, (start, size) in enumerate(zip(case["starts"].tolist(), case["sizes"].tolist(), strict=True)):
+        for query, (first, last) in enumerate(itertools.pairwise(case["offsets"].tolist())):
+            best = (queries[first:last] @ documents[start : start + size].T).max(axis=1, initial=-np.inf)
+            wanted[row, query] = best.sum()
+    for level in range(1, module.maxsim_level() + 1):
+        np.testing.assert_allclose(run_maxsim(module, level, case), wanted, rtol=1e-5, atol=1e-3)
+
+
+def damaged_maxsim_case(seed: int) -> dict[str, Any]:
+    """A case with arrays that were cut, swapped, repeated or overwritten."""
+    rng = np.random.default_rng(seed)
+    case = maxsim_case(seed)
+    case["panels"] = maxsim._panels(maxsim._narrow(case["panels"]))
+    for name in rng.choice(["values", "scales", "starts", "sizes", "panels", "offsets"], 2, replace=False):
+        value = case[name]
+        if value is not None:
+            some = rng.integers(len(value) + 1)
+            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+            spoilt = [value[:some], value[::-1], np.concatenate([value, value]), noise, value - 1]
+            case[name] = np.ascontiguousarray(spoilt[rng.integers(5)])
+    return case
+
+
+def run_damaged_maxsim(module: Any, case: dict[str, Any]) -> None:
+    for level in range(3):
+        with contextlib.suppress(ValueError):
+            run_maxsim(module, level, case)
+
+
+def run_everything(module: Any, seeds: range) -> None:
+    """The core of these tests, for a module compiled with sanitizers."""
+    for seed in seeds:
+        offer = offer_case(seed)
+        assert run_offer(module, offer) == run_offer(_dense_numpy, offer), f"seed {seed}"
+        case = random_case(seed)
+        assert run(module, case) == run(twin, case), f"seed {seed}"
+        run_damaged(module, damaged_case(seed))
+        check_maxsim(module, maxsim_case(seed))
+        run_damaged_maxsim(module, damaged_maxsim_case(seed))
+        count = count_case(seed)
+        assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
+        with contextlib.suppress(ValueError):
+            run_count(module, {**count, "block_start": count["block_start"][::-1].copy()})
+
+
+def bm25_like_case(k: int, *, equal: bool = False) -> dict[str, Any]:
+    """Two ranges and a long query of common and rare terms: pruning leaves out most of the postings."""
+    rng = np.random.default_rng(7)
+    n = 100_000
+    shares = [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.01, 0.002, 0.0005]
+    chunks = []
+    for term, share in enumerate(shares):
+        rows = np.flatnonzero(rng.random(n) < share)
+        chunks.append(
+            (np.full(len(rows), term), rows, np.ones(len(rows), np.int64) if equal else rng.geometric(0.5, len(rows)))
+        )
+    postings = assemble(chunks, n, np.uint8)
+    weights = np.log1p((1 - np.array(shares)) / np.array(shares)).astype(np.float32)
+    return {
+        "kind": 2,
+        "n": n,
+        "k": k,
+        "ids": postings.ids,
+        "payload": postings.payload,
+        "term_blocks": postings.term_blocks,
+        "block_start": postings.block_start,
+        "block_range": postings.block_range,
+        "block_max": None,
+        "norms": np.ones(n, np.float32) if equal else rng.gamma(4.0, 0.3, n).astype(np.float32),
+        "mask": None,
+        "slots": np.arange(len(shares)),
+        "weights": weights,
+        "offsets": np.array([0, len(shares)]),
+    }
+
+
+def load_extension(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("retrievers.indexes._kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
