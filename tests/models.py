@@ -162,6 +162,41 @@ def make_adapted(folder: Path, **settings: Any) -> Path:
     return folder / "model"
 
 
+def make_each(base: Path) -> dict[str, Path]:
+    """One saved model of each kind, under names that say nothing."""
+    return {
+        "dense": make_dense(base / "splade-colbert", prompts={"query": "query: ", "document": "passage: "}),
+        "sparse": make_splade(base / "cross-encoder"),
+        "multi-vector": make_multi_vector(base / "model"),
+    }
+
+
+def make_cross_encoder(folder: Path, *, num_labels: int = 1, **settings: Any) -> Path:
+    """A BERT of two small random layers that scores pairs, with the tokenizer of the SPLADE model, saved by itself."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(str(splade_folder()))
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=num_labels,
+        initializer_range=0.4,  # large enough that texts differ in their scores
+    )
+    plain = folder.with_name(folder.name + "-plain")
+    BertForSequenceClassification(config).save_pretrained(str(plain))
+    tokenizer.model_max_length = 128
+    tokenizer.save_pretrained(str(plain))
+    CrossEncoder(str(plain), device="cpu", **settings).save(str(folder), create_model_card=False)
+    return folder
+
+
 def without_dropout(model: Any) -> Any:
     """The model in evaluation mode but for SPLADE's pooling, which there overwrites what a gradient needs."""
     model.eval()
