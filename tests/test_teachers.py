@@ -161,14 +161,12 @@ def test_any_reranker_is_a_teacher(training: TrainingSet) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small model of each kind."""
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    from test_rerankers import make_cross_encoder
-
     base = tmp_path_factory.mktemp("models")
     return {
         "dense": models.make_dense(base / "dense"),
         "sparse": models.make_splade(base / "splade"),
         "multi-vector": models.make_multi_vector(base / "late"),
-        "cross-encoder": make_cross_encoder(base / "cross"),
+        "cross-encoder": models.make_cross_encoder(base / "cross"),
     }
 
 
