@@ -13,6 +13,7 @@ setup(
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
                 "indexes/_maxsim.c",
+                "indexes/_maxsim_exact.c",
             ],
             depends=["indexes/_kernels.h", "indexes/_heap.h", "indexes/_inverted.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],

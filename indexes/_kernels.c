@@ -9,6 +9,7 @@ static PyMethodDef methods[] = {
     {"inverted_prepare", inverted_prepare, METH_VARARGS, "Room for what searches keep of postings."},
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},
     {"maxsim_scores", maxsim_scores, METH_VARARGS, "Scores of late interaction in bfloat16."},
+    {"maxsim_exact", maxsim_exact, METH_VARARGS, "Scores of late interaction in float64."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -43,5 +43,6 @@ PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
+PyObject *maxsim_exact(PyObject *module, PyObject *arguments);
 
 #endif

@@ -12,7 +12,7 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from retrievers.indexes import _dense_numpy, _inverted_numpy
+from retrievers.indexes import _dense_numpy, _inverted_numpy, _maxsim_numpy
 
 
 class Payload(IntEnum):
@@ -37,6 +37,7 @@ def _compiled() -> ModuleType | None:
 _module = _compiled()
 _inverted: Any = _inverted_numpy if _module is None else _module
 _dense: Any = _dense_numpy if _module is None else _module
+_maxsim: Any = _maxsim_numpy if _module is None else _module
 
 inverted_search: Callable[..., None] = _inverted.inverted_search
 """The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
@@ -49,6 +50,9 @@ inverted_count: Callable[..., None] = _inverted.inverted_count
 
 dense_offer: Callable[..., None] = _dense.dense_offer
 """The best rows of every query out of a block of scores; see :func:`retrievers.indexes._dense_numpy.dense_offer`."""
+
+maxsim_exact: Callable[..., bool] = _maxsim.maxsim_exact
+"""The scores of pairs in float64; see :func:`retrievers.indexes._maxsim_numpy.maxsim_exact`."""
 
 
 def compiled() -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, QueryError, SpecError, VectorError
 from retrievers.indexes import bitmaps, kernels
+from retrievers.indexes._maxsim_numpy import products
 from retrievers.indexes.arrays import load_array, load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import (
@@ -253,11 +254,7 @@ class MaxSimIndex:
         error = terms * UNIT * lengths * self._longest + terms * 2.0**-126
 
         def score(numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            scores = np.empty(len(rows), np.float32)
-            starts, ends = queries.offsets[numbers].tolist(), queries.offsets[numbers + 1].tolist()
-            for at, row in enumerate(rows.tolist()):
-                scores[at] = self._similarities(wide[starts[at] : ends[at]], row).max(axis=1).sum()
-            return scores
+            return self._exact(queries, numbers, rows)
 
         fetch = fetched(k, len(rows))
         if level:
@@ -314,14 +311,21 @@ class MaxSimIndex:
                 raise self._damaged()
             yield some, scores
 
+    def _exact(self, queries: TokenVectors, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The score of each pair of a query and a row, which have tokens, computed for itself alone."""
+        scores = np.empty(len(rows), np.float32)
+        first, count = queries.offsets[numbers], queries.offsets[numbers + 1] - queries.offsets[numbers]
+        starts = self._offsets[rows]
+        arrays = starts, self._offsets[rows + 1] - starts, queries.values, first, count, scores
+        if not kernels.maxsim_exact(self.dimension, self._values, self._scales, *arrays):
+            raise self._damaged()
+        return scores
+
     def _similarities(self, query: NDArray[np.float64], row: int) -> NDArray[np.float64]:
         """The inner products of query tokens and the stored tokens of a row, float64 ``[query tokens, tokens]``."""
         at = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            similarities: NDArray[np.float64] = query @ self._values[at].astype(np.float64).T
-            if self._scales is not None:
-                similarities *= self._scales[at].astype(np.float64)
-        if not np.isfinite(similarities).all() or np.abs(similarities).max(initial=0) > 1e37:
+        similarities = products(query, self._values[at], None if self._scales is None else self._scales[at])
+        if not (np.abs(similarities) <= 1e37).all():
             raise self._damaged()
         return similarities
 

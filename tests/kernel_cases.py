@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.indexes import _dense_numpy, maxsim
+from retrievers.indexes import _dense_numpy, _maxsim_numpy, maxsim
 from retrievers.indexes import _inverted_numpy as twin
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.postings import assemble
@@ -229,6 +229,44 @@ def run_damaged_maxsim(module: Any, case: dict[str, Any]) -> None:
             run_maxsim(module, level, case)
 
 
+def exact_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``maxsim_exact``: rows and queries that have tokens, paired anyhow."""
+    rng = np.random.default_rng(seed)
+    case = maxsim_case(seed)
+    lengths = np.diff(case["offsets"])
+    rows, queries = np.flatnonzero(case["sizes"]), np.flatnonzero(lengths)
+    pairs = rng.integers(0, 30) if len(rows) and len(queries) else 0
+    rows, queries = rng.choice(rows, pairs), rng.choice(queries, pairs)
+    if len(case["values"]) and rng.random() < 0.2:  # what no sound row holds
+        case["values" if case["scales"] is None else "scales"][rng.integers(len(case["values"]))] = np.inf
+    return {
+        "dimension": case["dimension"],
+        "values": case["values"],
+        "scales": case["scales"],
+        "starts": case["starts"][rows],
+        "sizes": case["sizes"][rows],
+        "queries": case["panels"],
+        "first": case["offsets"][queries.astype(np.int64)],
+        "count": lengths[queries.astype(np.int64)],
+    }
+
+
+def run_exact(module: Any, case: dict[str, Any]) -> Any:
+    scores = np.zeros(len(case["starts"]), np.float32)
+    return module.maxsim_exact(*case.values(), scores), scores.tobytes()
+
+
+def run_damaged_exact(module: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = exact_case(seed)
+    name = str(rng.choice(["values", "queries", "starts", "sizes", "first", "count"]))
+    value = case[name]
+    noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+    case[name] = [value[: rng.integers(len(value) + 1)], noise, value - 3][rng.integers(3)]
+    with contextlib.suppress(ValueError):
+        run_exact(module, case)
+
+
 def run_everything(module: Any, seeds: range) -> None:
     """The core of these tests, for a module compiled with sanitizers."""
     for seed in seeds:
@@ -239,6 +277,9 @@ def run_everything(module: Any, seeds: range) -> None:
         run_damaged(module, damaged_case(seed))
         check_maxsim(module, maxsim_case(seed))
         run_damaged_maxsim(module, damaged_maxsim_case(seed))
+        exact = exact_case(seed)
+        assert run_exact(module, exact) == run_exact(_maxsim_numpy, exact), f"seed {seed}"
+        run_damaged_exact(module, seed)
         count = count_case(seed)
         assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
         with contextlib.suppress(ValueError):

@@ -20,18 +20,21 @@ from kernel_cases import (
     check_maxsim,
     count_case,
     damaged_maxsim_case,
+    exact_case,
     maxsim_case,
     offer_case,
     random_case,
     run,
     run_count,
     run_damaged,
+    run_damaged_exact,
     run_damaged_maxsim,
+    run_exact,
     run_maxsim,
     run_offer,
 )
 
-from retrievers.indexes import _dense_numpy, kernels
+from retrievers.indexes import _dense_numpy, _maxsim_numpy, kernels
 from retrievers.indexes import _inverted_numpy as twin
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.impacts import encode16
@@ -95,6 +98,15 @@ def test_late_interaction_refuses_what_does_not_fit(seed: int) -> None:
     run_damaged_maxsim(compiled_module(), damaged_maxsim_case(seed))
     with pytest.raises(ValueError, match="fit together"):
         run_maxsim(compiled_module(), compiled_module().maxsim_level() + 1, maxsim_case(seed))
+
+
+@needs_compiled
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_late_interaction_in_float64_equals_its_twin_bit_for_bit(seed: int) -> None:
+    case = exact_case(seed)
+    assert run_exact(compiled_module(), case) == run_exact(_maxsim_numpy, case)
+    run_damaged_exact(compiled_module(), seed)
 
 
 @pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])
