@@ -10,6 +10,9 @@ static PyMethodDef methods[] = {
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},
     {"maxsim_scores", maxsim_scores, METH_VARARGS, "Scores of late interaction in bfloat16."},
     {"maxsim_exact", maxsim_exact, METH_VARARGS, "Scores of late interaction in float64."},
+    {"plaid_assign", plaid_assign, METH_VARARGS, "The centroid of the highest inner product with each vector."},
+    {"plaid_decode", plaid_decode, METH_VARARGS, "The token vectors that codes stand for."},
+    {"plaid_search", plaid_search, METH_VARARGS, "Candidates of late interaction over compressed token vectors."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -44,5 +44,8 @@ PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 PyObject *maxsim_exact(PyObject *module, PyObject *arguments);
+PyObject *plaid_assign(PyObject *module, PyObject *arguments);
+PyObject *plaid_decode(PyObject *module, PyObject *arguments);
+PyObject *plaid_search(PyObject *module, PyObject *arguments);
 
 #endif

@@ -4,7 +4,7 @@
  * pass, sixteen (a panel) beside one another. Products are summed in float32, by the tiles of AMX or the dot products of
  * AVX-512; maxsim.py says how far the scores may be off. Elsewhere there is no such pass (maxsim_level is 0). */
 
-#include "_kernels.h"
+#include "_maxsim.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -20,22 +20,7 @@
 #define WIDE 0
 #endif
 
-enum { LANES = 16, STEP = 32, TOGETHER = 256 }; /* tokens of a panel, dimensions of a tile, document tokens at a time */
-enum { NONE, AVX512_BF16, AMX_BF16 };
-
-typedef struct {
-    const void *values; /* [tokens, dimension], float16 or int8 */
-    const float *scales; /* [tokens], or NULL for float16 */
-    const int64_t *starts, *sizes; /* [rows] */
-    const uint16_t *panels; /* bfloat16 [panels, padded / 2, LANES, 2] */
-    const int64_t *offsets; /* [queries + 1] into the tokens of the panels */
-    float *scores; /* [rows, queries] */
-    int64_t tokens, dimension, padded, rows, panel_count, queries;
-    uint16_t *block; /* [TOGETHER, padded] */
-    float *factors; /* [TOGETHER], the scales of the block */
-    int64_t *owners; /* [TOGETHER], which row of the group a token of the block belongs to */
-    float *best; /* [rows of a group, panels, LANES] */
-} Job;
+enum { GROUP = 64 }; /* rows whose best products are held at a time */
 
 #if WIDE
 
@@ -44,7 +29,7 @@ typedef struct {
 #define BARRIER __asm__ volatile("" ::: "memory")
 #define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
 
-static int level(void) {
+int bfloat16_level(void) {
     static int known = -1;
     if (known >= 0)
         return known;
@@ -201,16 +186,16 @@ AMX static void tiles_on(void) {
 AMX static void tiles_off(void) { _tile_release(); }
 
 /* The group of rows from `first`: as many as begin in a block, at least one. Returns the row after them. */
-static int64_t score_group(const Job *job, int64_t first, int64_t most, int chosen) {
+static int64_t score_group(const Job *job, int64_t first, int chosen) {
     const int64_t width = job->panel_count * LANES;
     int64_t row = first, count = 0;
-    for (; row < job->rows && row - first < most; row++) {
+    for (; row < job->rows && row - first < GROUP; row++) {
         float *mine = job->best + (row - first) * width;
         for (int64_t i = 0; i < width; i++)
             mine[i] = -INFINITY;
         for (int64_t token = 0; token < job->sizes[row]; token++) {
             const int64_t at = job->starts[row] + token;
-            narrow(job, at, job->block + count * job->padded);
+            job->fill(job, at, job->block + count * job->padded);
             if (job->scales != NULL)
                 job->factors[count] = job->scales[at];
             job->owners[count++] = row - first;
@@ -234,23 +219,202 @@ static int64_t score_group(const Job *job, int64_t first, int64_t most, int chos
     return row;
 }
 
-static void score_all(const Job *job, int64_t most, int chosen) {
+void job_score(const Job *job, int chosen) {
     if (chosen == AMX_BF16)
         tiles_on();
     for (int64_t row = 0; row < job->rows;)
-        row = score_group(job, row, most, chosen);
+        row = score_group(job, row, chosen);
     if (chosen == AMX_BF16)
         tiles_off();
 }
 
+/* Products of LANES rows from `first` with one panel: where they are higher than before. */
+AVX512 static inline void challenge(const float *products, int64_t first, float *highest, int32_t *nearest) {
+    __m512 best = _mm512_loadu_ps(highest);
+    __m512i at = _mm512_loadu_si512(nearest);
+    for (int row = 0; row < LANES; row++) {
+        const __m512 product = _mm512_loadu_ps(products + row * LANES);
+        const __mmask16 higher = _mm512_cmp_ps_mask(product, best, _CMP_GT_OQ);
+        best = _mm512_mask_mov_ps(best, higher, product);
+        at = _mm512_mask_mov_epi32(at, higher, _mm512_set1_epi32((int32_t)first + row));
+    }
+    _mm512_storeu_ps(highest, best);
+    _mm512_storeu_si512(nearest, at);
+}
+
+AVX512 static void nearest_avx512(const uint16_t *rows, const float *bias, int64_t count, const uint16_t *panel, int64_t padded,
+                                  int32_t *nearest, float *highest) {
+    float products[LANES * LANES];
+    for (int64_t first = 0; first < count; first += LANES) {
+        for (int part = 0; part < LANES; part += ROWS) {
+            __m512 sums[ROWS];
+            for (int i = 0; i < ROWS; i++)
+                sums[i] = _mm512_loadu_ps(bias + (first + part + i) * LANES);
+            for (int64_t pair = 0; pair < padded / 2; pair++) {
+                const __m512bh tokens = (__m512bh)_mm512_loadu_si512(panel + pair * 2 * LANES);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t two;
+                    memcpy(&two, rows + (first + part + i) * padded + 2 * pair, sizeof two);
+                    sums[i] = _mm512_dpbf16_ps(sums[i], tokens, (__m512bh)_mm512_set1_epi32(two));
+                }
+            }
+            for (int i = 0; i < ROWS; i++)
+                _mm512_storeu_ps(products + (part + i) * LANES, sums[i]);
+        }
+        challenge(products, first, highest, nearest);
+    }
+}
+
+AMX static void nearest_amx(const uint16_t *rows, const float *bias, int64_t count, const uint16_t *panels, int64_t panel_count,
+                            int64_t padded, int32_t *nearest, float *highest) {
+    const int64_t stride = 2 * padded;
+    float products[4][LANES * LANES];
+    BARRIER;
+    for (int64_t first = 0; first < count; first += 2 * LANES) {
+        const uint16_t *upper = rows + first * padded, *lower = upper + LANES * padded;
+        const float *upper_bias = bias + first * LANES, *lower_bias = upper_bias + LANES * LANES;
+        for (int64_t panel = 0; panel < panel_count; panel += 2) {
+            const int64_t other = panel + 1 < panel_count ? panel + 1 : panel;
+            const uint16_t *left = panels + panel * padded * LANES, *right = panels + other * padded * LANES;
+            _tile_loadd(0, upper_bias, 4 * LANES);
+            _tile_loadd(1, lower_bias, 4 * LANES);
+            _tile_loadd(2, upper_bias, 4 * LANES);
+            _tile_loadd(3, lower_bias, 4 * LANES);
+            for (int64_t at = 0; at < padded; at += STEP) {
+                _tile_loadd(4, upper + at, stride);
+                _tile_loadd(5, lower + at, stride);
+                _tile_loadd(6, left + at * LANES, 4 * LANES);
+                _tile_loadd(7, right + at * LANES, 4 * LANES);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 5, 6);
+                _tile_dpbf16ps(2, 4, 7);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, products[0], 4 * LANES);
+            _tile_stored(1, products[1], 4 * LANES);
+            _tile_stored(2, products[2], 4 * LANES);
+            _tile_stored(3, products[3], 4 * LANES);
+            BARRIER;
+            for (int part = 0; part < 2; part++) {
+                challenge(products[part], first + part * LANES, highest + panel * LANES, nearest + panel * LANES);
+                if (other != panel)
+                    challenge(products[2 + part], first + part * LANES, highest + other * LANES, nearest + other * LANES);
+            }
+        }
+    }
+}
+
+AVX512 static void multiply_rows_avx512(const uint16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count,
+                                        int64_t padded, float *products) {
+    const int64_t width = panel_count * LANES;
+    for (int64_t panel = 0; panel < panel_count; panel++)
+        for (int64_t first = 0; first < count; first += ROWS) {
+            const uint16_t *left = panels + panel * padded * LANES;
+            __m512 sums[ROWS];
+            for (int i = 0; i < ROWS; i++)
+                sums[i] = _mm512_setzero_ps();
+            for (int64_t pair = 0; pair < padded / 2; pair++) {
+                const __m512bh tokens = (__m512bh)_mm512_loadu_si512(left + pair * 2 * LANES);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t two;
+                    memcpy(&two, rows + (first + i) * padded + 2 * pair, sizeof two);
+                    sums[i] = _mm512_dpbf16_ps(sums[i], tokens, (__m512bh)_mm512_set1_epi32(two));
+                }
+            }
+            for (int i = 0; i < ROWS; i++)
+                _mm512_storeu_ps(products + (first + i) * width + panel * LANES, sums[i]);
+        }
+}
+
+AMX static void multiply_rows_amx(const uint16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count,
+                                  int64_t padded, float *products) {
+    const int64_t stride = 2 * padded, width = panel_count * LANES;
+    BARRIER;
+    for (int64_t first = 0; first < count; first += 2 * LANES) {
+        const uint16_t *upper = rows + first * padded, *lower = upper + LANES * padded;
+        for (int64_t panel = 0; panel < panel_count; panel += 2) {
+            const int both = panel + 1 < panel_count;
+            const uint16_t *left = panels + panel * padded * LANES, *right = left + padded * LANES;
+            float *out = products + first * width + panel * LANES;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t at = 0; at < padded; at += STEP) {
+                _tile_loadd(4, upper + at, stride);
+                _tile_loadd(5, lower + at, stride);
+                _tile_loadd(6, left + at * LANES, 4 * LANES);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 5, 6);
+                if (both) {
+                    _tile_loadd(7, right + at * LANES, 4 * LANES);
+                    _tile_dpbf16ps(2, 4, 7);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(0, out, 4 * width);
+            _tile_stored(1, out + LANES * width, 4 * width);
+            if (both) {
+                _tile_stored(2, out + LANES, 4 * width);
+                _tile_stored(3, out + LANES * width + LANES, 4 * width);
+            }
+        }
+    }
+    BARRIER;
+}
+
+void multiply_rows(const uint16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                   float *products, int chosen) {
+    if (chosen == AMX_BF16) {
+        tiles_on();
+        multiply_rows_amx(rows, count, panels, panel_count, padded, products);
+        tiles_off();
+    } else
+        multiply_rows_avx512(rows, count, panels, panel_count, padded, products);
+}
+
+void nearest_rows(const uint16_t *rows, const float *bias, int64_t count, const uint16_t *panels, int64_t panel_count,
+                  int64_t padded, int32_t *nearest, float *highest, int chosen) {
+    for (int64_t i = 0; i < panel_count * LANES; i++) {
+        highest[i] = -INFINITY;
+        nearest[i] = 0;
+    }
+    if (chosen == AMX_BF16) {
+        tiles_on();
+        nearest_amx(rows, bias, count, panels, panel_count, padded, nearest, highest);
+        tiles_off();
+    } else
+        for (int64_t panel = 0; panel < panel_count; panel++)
+            nearest_avx512(rows, bias, count, panels + panel * padded * LANES, padded, nearest + panel * LANES,
+                           highest + panel * LANES);
+}
+
 #else
 
-static int level(void) { return NONE; }
+int bfloat16_level(void) { return NONE; }
 
-static void score_all(const Job *job, int64_t most, int chosen) {
+static void narrow(const Job *job, int64_t token, uint16_t *out) {
     (void)job;
-    (void)most;
+    (void)token;
+    (void)out;
+}
+
+void job_score(const Job *job, int chosen) {
+    (void)job;
     (void)chosen;
+}
+
+void nearest_rows(const uint16_t *rows, const float *bias, int64_t count, const uint16_t *panels, int64_t panel_count,
+                  int64_t padded, int32_t *nearest, float *highest, int chosen) {
+    (void)rows, (void)bias, (void)count, (void)panels, (void)panel_count, (void)padded, (void)nearest, (void)highest;
+    (void)chosen;
+}
+
+void multiply_rows(const uint16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                   float *products, int chosen) {
+    (void)rows, (void)count, (void)panels, (void)panel_count, (void)padded, (void)products, (void)chosen;
 }
 
 #endif
@@ -259,7 +423,23 @@ static void score_all(const Job *job, int64_t most, int chosen) {
 PyObject *maxsim_level(PyObject *module, PyObject *arguments) {
     (void)module;
     (void)arguments;
-    return PyLong_FromLong(level());
+    return PyLong_FromLong(bfloat16_level());
+}
+
+int job_allocate(Job *job) {
+    /* Tokens beyond the last of a block are multiplied and not looked at. */
+    job->block = calloc((size_t)(TOGETHER * job->padded), sizeof *job->block);
+    job->factors = malloc(TOGETHER * sizeof *job->factors);
+    job->owners = malloc(TOGETHER * sizeof *job->owners);
+    job->best = malloc((size_t)(GROUP * job->panel_count * LANES + 1) * sizeof *job->best);
+    return job->block != NULL && job->factors != NULL && job->owners != NULL && job->best != NULL;
+}
+
+void job_free(Job *job) {
+    free(job->block);
+    free(job->factors);
+    free(job->owners);
+    free(job->best);
 }
 
 /* Whether everything lies within its buffer. */
@@ -278,7 +458,7 @@ static int sound(const Job *job) {
 /* maxsim_scores(level, dimension, values, scales | None, starts, sizes, panels, offsets, scores) */
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, SCALES, STARTS, SIZES, PANELS, OFFSETS, SCORES, BUFFERS, GROUP = 64 };
+    enum { VALUES, SCALES, STARTS, SIZES, PANELS, OFFSETS, SCORES, BUFFERS };
     Py_buffer b[BUFFERS];
     int chosen;
     long long dimension;
@@ -286,9 +466,9 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
                           b + PANELS, b + OFFSETS, b + SCORES))
         return NULL;
     Job job = {b[VALUES].buf, b[SCALES].buf, b[STARTS].buf, b[SIZES].buf, b[PANELS].buf, b[OFFSETS].buf, b[SCORES].buf,
-               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL};
+               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, narrow, NULL};
     const int64_t numbers = item_count(b + VALUES, job.scales == NULL ? 2 : 1), cells = item_count(b + PANELS, 2);
-    int failed = chosen < AVX512_BF16 || chosen > level() || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
+    int failed = chosen < AVX512_BF16 || chosen > bfloat16_level() || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
     if (!failed) {
         job.padded = (dimension + STEP - 1) / STEP * STEP;
         job.tokens = numbers / dimension;
@@ -304,23 +484,15 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
     if (failed)
         PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together, or a token is out of bounds");
     else {
-        /* Tokens beyond the last of a block are multiplied and not looked at. */
-        job.block = calloc((size_t)(TOGETHER * job.padded), sizeof *job.block);
-        job.factors = malloc(TOGETHER * sizeof *job.factors);
-        job.owners = malloc(TOGETHER * sizeof *job.owners);
-        job.best = malloc((size_t)(GROUP * job.panel_count * LANES + 1) * sizeof *job.best);
-        out_of_memory = job.block == NULL || job.factors == NULL || job.owners == NULL || job.best == NULL;
+        out_of_memory = !job_allocate(&job);
         if (out_of_memory)
             PyErr_NoMemory();
         else {
             Py_BEGIN_ALLOW_THREADS
-            score_all(&job, GROUP, chosen);
+            job_score(&job, chosen);
             Py_END_ALLOW_THREADS
         }
-        free(job.block);
-        free(job.factors);
-        free(job.owners);
-        free(job.best);
+        job_free(&job);
     }
     for (int i = 0; i < BUFFERS; i++)
         PyBuffer_Release(b + i);

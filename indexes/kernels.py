@@ -12,7 +12,7 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from retrievers.indexes import _dense_numpy, _inverted_numpy, _maxsim_numpy
+from retrievers.indexes import _dense_numpy, _inverted_numpy, _maxsim_numpy, _plaid_numpy
 
 
 class Payload(IntEnum):
@@ -38,6 +38,7 @@ _module = _compiled()
 _inverted: Any = _inverted_numpy if _module is None else _module
 _dense: Any = _dense_numpy if _module is None else _module
 _maxsim: Any = _maxsim_numpy if _module is None else _module
+_plaid: Any = _plaid_numpy if _module is None else _module
 
 inverted_search: Callable[..., None] = _inverted.inverted_search
 """The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
@@ -53,6 +54,12 @@ dense_offer: Callable[..., None] = _dense.dense_offer
 
 maxsim_exact: Callable[..., bool] = _maxsim.maxsim_exact
 """The scores of pairs in float64; see :func:`retrievers.indexes._maxsim_numpy.maxsim_exact`."""
+
+plaid_search: Callable[..., int] = _plaid.plaid_search
+"""Candidates of one query; see :func:`retrievers.indexes._plaid_numpy.plaid_search`."""
+
+plaid_decode: Callable[..., None] = _plaid.plaid_decode
+"""What codes stand for; see :func:`retrievers.indexes._plaid_numpy.plaid_decode`."""
 
 
 def compiled() -> bool:
@@ -76,3 +83,15 @@ def maxsim_scores(*arguments: Any) -> None:
     if _module is None:
         raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
     _module.maxsim_scores(*arguments)
+
+
+def plaid_assign(*arguments: Any) -> None:
+    """The centroid of the highest inner product with each vector, the first of equal ones, as far as bfloat16 tells.
+
+    ``(level, dimension, vectors, centroids, nearest)``: a level of 1 up to :func:`maxsim_level`; float32 ``[n, dimension]``;
+    bfloat16 in uint16 ``[count, padded dimension]``, a multiple of 32 of them; int32 ``[n]``, which is written. Raises
+    ValueError where these do not fit together.
+    """
+    if _module is None:
+        raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
+    _module.plaid_assign(*arguments)

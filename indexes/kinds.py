@@ -10,6 +10,7 @@ from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.indexes.plaid import PlaidIndex
 from retrievers.specs import Spec
 from retrievers.vectors import KINDS, Kind
 
@@ -20,7 +21,7 @@ PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, Parameter]]] = {
     "dense": {**FlatIndex.PARAMETERS, **ApproximateIndex.PARAMETERS},
     "sparse": INVERTED,
     "lexical": {"inverted": {}},
-    "multi-vector": MaxSimIndex.PARAMETERS,
+    "multi-vector": {**MaxSimIndex.PARAMETERS, **PlaidIndex.PARAMETERS},
 }
 """For each kind of encoder the indexes that take its vectors, the default first, and their parameters."""
 
@@ -54,7 +55,7 @@ def index_class(spec: Spec, kind: Kind) -> type[Any]:
     if kind == "dense":
         return FlatIndex if spec.name in FlatIndex.PARAMETERS else ApproximateIndex
     if kind == "multi-vector":
-        return MaxSimIndex
+        return MaxSimIndex if spec.name in MaxSimIndex.PARAMETERS else PlaidIndex
     from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
 
     return InvertedIndex if kind == "sparse" else LexicalIndex

@@ -87,7 +87,7 @@ class MaxSimIndex:
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
         """Index TokenVectors. Raises VectorError, SpecError."""
         dtype = _dtype(spec)
-        given = _token_vectors(vectors)
+        given = check_token_vectors(vectors)
         tokens, dimension = given.values.shape
         if dimension == 0:
             raise VectorError("token vectors need 1 dimension or more; got 0")
@@ -122,14 +122,14 @@ class MaxSimIndex:
         lengths = np.zeros(sum(int(np.count_nonzero(rows >= 0)) for _, rows in parts), np.int64)
         for part, rows in parts:
             lengths[rows[rows >= 0]] = np.diff(part._offsets)[rows >= 0]
-        offsets = _offsets(lengths)
+        offsets = offsets_of(lengths)
         values = np.empty((int(offsets[-1]), dimensions[0]), _DTYPES[dtype])
         scales = np.empty(len(values), np.float32) if dtype == "int8" else None
         for part, rows in parts:
             kept = np.flatnonzero(rows >= 0)
-            for some in part._portions(kept, _COPIED):
+            for some in portions(part._offsets, kept, _COPIED):
                 old, sizes = part._tokens_of(some)
-                new = np.arange(int(sizes.sum())) + np.repeat(offsets[rows[some]] - _offsets(sizes)[:-1], sizes)
+                new = np.arange(int(sizes.sum())) + np.repeat(offsets[rows[some]] - offsets_of(sizes)[:-1], sizes)
                 values[new] = part._values[old]
                 if scales is not None and part._scales is not None:
                     scales[new] = part._scales[old]
@@ -207,7 +207,7 @@ class MaxSimIndex:
             level = kernels.maxsim_level() if np.abs(given.values).max(initial=0) < _LARGEST_NARROW else 0
             for some in _groups(given.offsets, _TOGETHER_NARROW if level else _TOGETHER):
                 least = None if floor is None else floor[some]
-                place(found, some, self._search(_take(given, some), k, rows, level, least))
+                place(found, some, self._search(take_queries(given, some), k, rows, level, least))
         return found
 
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -231,7 +231,7 @@ class MaxSimIndex:
         return np.argmax(similarities >= (best - slack)[:, None], axis=1).astype(np.int64), best.astype(np.float32)
 
     def _check_queries(self, queries: Vectors) -> TokenVectors:
-        given = _token_vectors(queries)
+        given = check_token_vectors(queries)
         if given.values.shape[1] != self.dimension:
             raise VectorError(
                 f"the queries have {given.values.shape[1]} dimensions, and the index holds {self.dimension}: "
@@ -270,20 +270,18 @@ class MaxSimIndex:
         best = highest(fast(queries), self.size, len(queries), fetch, None)
         found, bounds, open_ = settle(*best, error, k, len(rows), score, floor)
         if len(open_):
-            blocks = fast(_take(queries, open_))
+            blocks = fast(take_queries(queries, open_))
             place(found, open_, sift(blocks, bounds[open_], k, lambda numbers, rows: score(open_[numbers], rows)))
         return found
 
     def _narrow_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
         """Scores by way of bfloat16 of rows that have tokens, some at a time."""
-        panels = _panels(_narrow(queries.values))
+        panels = as_panels(queries.values)
         scores = np.empty((min(_ROWS, len(rows)), len(queries)), np.float32)
         for first in range(0, len(rows), _ROWS):
             some = rows[first : first + _ROWS]
-            starts = self._offsets[some]
-            mine, sizes = scores[: len(some)], self._offsets[some + 1] - starts
-            arrays = self._values, self._scales, starts, sizes, panels, queries.offsets, mine
-            kernels.maxsim_scores(level, self.dimension, *arrays)
+            mine = scores[: len(some)]
+            kernels.maxsim_scores(level, self.dimension, *self._addressed(some), panels, queries.offsets, mine)
             if not np.isfinite(mine).all():
                 raise self._damaged()
             yield some, mine.T
@@ -294,18 +292,17 @@ class MaxSimIndex:
         room = max(1, min(_TOKENS, _CELLS // tokens.shape[1]))
         decoded = np.empty((room, self.dimension), np.float32)
         similarities = np.empty((room, tokens.shape[1]), np.float32)
-        for some in self._portions(rows, room):
-            at, sizes = self._tokens_of(some)
-            block = self._values[at]
+        for some in portions(self._offsets, rows, room):
+            block, scales, sizes = self._block(some)
             if len(block) > len(decoded):  # a single document that is longer than all that should be held
                 decoded = np.empty((len(block), self.dimension), np.float32)
                 similarities = np.empty((len(block), tokens.shape[1]), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 _decode(block, decoded[: len(block)])
                 mine = np.matmul(decoded[: len(block)], tokens, out=similarities[: len(block)])
-                if self._scales is not None:
-                    mine *= self._scales[at, None]
-                highest = np.maximum.reduceat(mine, _offsets(sizes)[:-1], axis=0)
+                if scales is not None:
+                    mine *= scales[:, None]
+                highest = np.maximum.reduceat(mine, offsets_of(sizes)[:-1], axis=0)
                 scores = np.add.reduceat(highest, queries.offsets[:-1], axis=1).T
             if not np.isfinite(scores).all():
                 raise self._damaged()
@@ -315,28 +312,29 @@ class MaxSimIndex:
         """The score of each pair of a query and a row, which have tokens, computed for itself alone."""
         scores = np.empty(len(rows), np.float32)
         first, count = queries.offsets[numbers], queries.offsets[numbers + 1] - queries.offsets[numbers]
-        starts = self._offsets[rows]
-        arrays = starts, self._offsets[rows + 1] - starts, queries.values, first, count, scores
-        if not kernels.maxsim_exact(self.dimension, self._values, self._scales, *arrays):
+        if not kernels.maxsim_exact(self.dimension, *self._addressed(rows), queries.values, first, count, scores):
             raise self._damaged()
         return scores
 
+    def _addressed(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None, NDArray[np.int64], NDArray[np.int64]]:
+        """Stored tokens and their scales, and in them the first token of each of ``rows`` and how many it has."""
+        starts = self._offsets[rows]
+        return self._values, self._scales, starts, self._offsets[rows + 1] - starts
+
+    def _block(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None, NDArray[np.int64]]:
+        """The stored tokens of ``rows``, one row after the other, their scales, and how many each row has."""
+        at, sizes = self._tokens_of(rows)
+        return self._values[at], None if self._scales is None else self._scales[at], sizes
+
     def _similarities(self, query: NDArray[np.float64], row: int) -> NDArray[np.float64]:
         """The inner products of query tokens and the stored tokens of a row, float64 ``[query tokens, tokens]``."""
-        at = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
-        similarities = products(query, self._values[at], None if self._scales is None else self._scales[at])
+        values, scales, _ = self._block(np.array([row], np.int64))
+        similarities = products(query, values, scales)
         if not (np.abs(similarities) <= 1e37).all():
             raise self._damaged()
         return similarities
-
-    def _portions(self, rows: NDArray[np.int64], room: int) -> Iterator[NDArray[np.int64]]:
-        """``rows`` in portions of at most ``room`` tokens, or of one row."""
-        ends = np.cumsum(self._offsets[rows + 1] - self._offsets[rows])
-        first, before = 0, 0
-        while first < len(rows):
-            last = max(first + 1, int(np.searchsorted(ends, before + room, side="right")))
-            yield rows[first:last]
-            first, before = last, int(ends[last - 1])
 
     def _tokens_of(self, rows: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
         """Where the tokens of ``rows`` are stored (a slice, if they lie together), and how many each row has."""
@@ -344,7 +342,7 @@ class MaxSimIndex:
         total = int(sizes.sum())
         if len(rows) and int(self._offsets[rows[-1] + 1] - starts[0]) == total and np.all(np.diff(rows) > 0):
             return slice(int(starts[0]), int(starts[0]) + total), sizes
-        return np.repeat(starts - _offsets(sizes)[:-1], sizes) + np.arange(total), sizes
+        return np.repeat(starts - offsets_of(sizes)[:-1], sizes) + np.arange(total), sizes
 
     def _damaged(self) -> IndexDamagedError:
         return IndexDamagedError(
@@ -358,18 +356,29 @@ def _dtype(spec: Spec) -> str:
     return str(spec.parameters.get("dtype", "float16"))
 
 
-def _token_vectors(vectors: Vectors) -> TokenVectors:
+def check_token_vectors(vectors: Vectors) -> TokenVectors:
     if not isinstance(vectors, TokenVectors):
         raise VectorError(f"a maxsim index takes TokenVectors; got {type(vectors).__name__}")
     check(vectors, "multi-vector", len(vectors))
     return vectors
 
 
-def _take(queries: TokenVectors, numbers: NDArray[np.int64]) -> TokenVectors:
-    return _token_vectors(take(queries, numbers))
+def take_queries(queries: TokenVectors, numbers: NDArray[np.int64]) -> TokenVectors:
+    return check_token_vectors(take(queries, numbers))
 
 
-def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def portions(offsets: NDArray[np.int64], rows: NDArray[np.int64], room: int) -> Iterator[NDArray[np.int64]]:
+    """``rows`` in portions of at most ``room`` tokens, or of one row."""
+    ends = np.cumsum(offsets[rows + 1] - offsets[rows])
+    first, before = 0, 0
+    while first < len(rows):
+        last = max(first + 1, int(np.searchsorted(ends, before + room, side="right")))
+        yield rows[first:last]
+        first, before = last, int(ends[last - 1])
+
+
+def offsets_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where parts of these sizes begin and end, int64 ``[n + 1]``."""
     offsets = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     return offsets
@@ -407,8 +416,12 @@ def _wide(narrow: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (narrow.astype(np.uint32) << 16).view(np.float32)
 
 
+def as_panels(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Tokens as bfloat16, as the kernels take them: sixteen beside one another, two dimensions at a time."""
+    return _panels(_narrow(values))
+
+
 def _panels(narrow: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Tokens ``[tokens, dimension]`` as the kernel takes them, sixteen beside one another, two dimensions at a time."""
     tokens, dimension = narrow.shape
     full = np.zeros((-(-tokens // _LANES) * _LANES, -(-dimension // _STEP) * _STEP), np.uint16)
     full[:tokens, :dimension] = narrow

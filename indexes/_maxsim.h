@@ -1,0 +1,49 @@
+/* What the loops over token vectors share: blocks of bfloat16 multiplied with panels of query tokens (_maxsim.c). */
+
+#ifndef RETRIEVERS_MAXSIM_H
+#define RETRIEVERS_MAXSIM_H
+
+#include "_kernels.h"
+
+enum { LANES = 16, STEP = 32, TOGETHER = 256 }; /* tokens of a panel, dimensions of a tile, document tokens at a time */
+enum { NONE, AVX512_BF16, AMX_BF16 };
+
+typedef struct Job Job;
+
+struct Job {
+    const void *values; /* [tokens, dimension], float16 or int8 */
+    const float *scales; /* [tokens], or NULL for float16 */
+    const int64_t *starts, *sizes; /* [rows] */
+    const uint16_t *panels; /* bfloat16 [panels, padded / 2, LANES, 2] */
+    const int64_t *offsets; /* [queries + 1] into the tokens of the panels */
+    float *scores; /* [rows, queries] */
+    int64_t tokens, dimension, padded, rows, panel_count, queries;
+    uint16_t *block; /* [TOGETHER, padded] */
+    float *factors; /* [TOGETHER], the scales of the block */
+    int64_t *owners; /* [TOGETHER], which row of the group a token of the block belongs to */
+    float *best; /* [rows of a group, panels, LANES] */
+    void (*fill)(const Job *, int64_t token, uint16_t *out); /* one token as bfloat16 [padded] */
+    const void *codec; /* what fill needs besides */
+};
+
+/* Which instructions there are: NONE, AVX512_BF16 or AMX_BF16. */
+int bfloat16_level(void);
+
+/* Room for a job whose sizes are set: 0 where there is no memory. To be freed in any case. */
+int job_allocate(Job *job);
+void job_free(Job *job);
+
+/* The scores of all rows, by the instructions of a level that is there. */
+void job_score(const Job *job, int level);
+
+/* Of each token of panels (bfloat16 [panels, padded / 2, LANES, 2]) the row (bfloat16 [rows, padded], a multiple of 32 of
+ * them) whose inner product plus bias (float [rows, LANES], each number repeated) is highest, the first of equal ones. */
+void nearest_rows(const uint16_t *rows, const float *bias, int64_t count, const uint16_t *panels, int64_t panel_count,
+                  int64_t padded, int32_t *nearest, float *highest, int level);
+
+/* The inner products of rows (bfloat16 [count, padded], a multiple of 32 of them) and the tokens of panels: float
+ * [count, panels, LANES]. */
+void multiply_rows(const uint16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                   float *products, int level);
+
+#endif
