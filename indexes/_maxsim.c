@@ -10,21 +10,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11 && defined(__x86_64__) && defined(__linux__)
-#define WIDE 1
+#if WIDE
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#else
-#define WIDE 0
 #endif
 
 enum { GROUP = 64 }; /* rows whose best products are held at a time */
 
 #if WIDE
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 /* The compiler does not know what the instructions for tiles read. */
 #define BARRIER __asm__ volatile("" ::: "memory")
 #define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))

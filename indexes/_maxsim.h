@@ -5,6 +5,14 @@
 
 #include "_kernels.h"
 
+/* WIDE: whether the compiler can make what multiplies bfloat16; bfloat16_level tells whether the processor can. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11 && defined(__x86_64__) && defined(__linux__)
+#define WIDE 1
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#else
+#define WIDE 0
+#endif
+
 enum { LANES = 16, STEP = 32, TOGETHER = 256 }; /* tokens of a panel, dimensions of a tile, document tokens at a time */
 enum { NONE, AVX512_BF16, AMX_BF16 };
 

@@ -11,6 +11,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 enum { BYTES = 32, BLOCK = 512, BINS = 8192, STAMPS = 255, SUM = 0xffffff };
 
@@ -88,6 +91,43 @@ static void fill(const Job *job, int64_t token, uint16_t *out) {
     round_all(decoded, codec->dimension, out);
     memset(out + codec->dimension, 0, (size_t)(codec->padded - codec->dimension) * sizeof *out);
 }
+
+#if WIDE
+
+/* The same where dimensions are a multiple of LANES: LANES codes at a time are spread over the lanes of a register. */
+AVX512 static void fill_wide(const Job *job, int64_t token, uint16_t *out) {
+    const Codec *codec = job->codec;
+    const uint8_t *bytes = codec->residuals + token * codec->width, *steps = codec->steps + 2 * token;
+    const uint16_t *centroid = codec->centroids + (codec->codes[token] & (codec->count - 1)) * codec->padded;
+    const __m512 step = _mm512_set1_ps(codec->tables[steps[0]]), whole = _mm512_set1_ps(codec->tables[256 + steps[1]]);
+    const __m512 levels = _mm512_maskz_loadu_ps((__mmask16)((1u << (1 << codec->bits)) - 1), codec->levels);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int bits = codec->bits, held = 32 / bits; /* codes in a word */
+    const __m512i shifts = _mm512_mullo_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(held - 1)), _mm512_set1_epi32(bits));
+    const __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+    int64_t at = 0;
+    for (; at < codec->dimension; at += LANES) {
+        uint64_t word = 0;
+        memcpy(&word, bytes + at * bits / 8, (size_t)(2 * bits));
+        __m512i codes = _mm512_set1_epi32((int32_t)word);
+        if (bits == 4)
+            codes = _mm512_mask_mov_epi32(codes, 0xff00, _mm512_set1_epi32((int32_t)(word >> 32)));
+        codes = _mm512_and_si512(_mm512_srlv_epi32(codes, shifts), mask);
+        const __m256i halves = _mm256_loadu_si256((const __m256i *)(centroid + at));
+        const __m512 base = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+        const __m512 rest = _mm512_mul_ps(step, _mm512_permutexvar_ps(codes, levels));
+        const __m512 value = _mm512_mul_ps(whole, _mm512_add_ps(base, rest));
+        _mm256_storeu_si256((__m256i *)(out + at), (__m256i)_mm512_cvtneps_pbh(value));
+    }
+    for (; at < codec->padded; at += LANES)
+        _mm256_storeu_si256((__m256i *)(out + at), _mm256_setzero_si256());
+}
+
+#else
+
+static void fill_wide(const Job *job, int64_t token, uint16_t *out) { fill(job, token, out); }
+
+#endif
 
 /* --- the stages of a search --- */
 
@@ -242,15 +282,29 @@ static int64_t highest_of(const uint32_t *numbers, uint32_t mask, int64_t count,
 }
 
 /* The sum of the highest bytes over the tokens of a document. */
-CLONES static uint32_t by_centroids(const Search *s, int64_t row) {
+static uint32_t by_centroids(const Search *s, int64_t row) {
+    const uint16_t *codes = s->codec.codes;
+    const int64_t mask = s->codec.count - 1, first = s->offsets[row], last = s->offsets[row + 1];
     uint32_t sum = 0;
     for (int64_t part = 0; part < s->width; part += BYTES) {
+        const uint8_t *table = s->table + part;
         uint8_t best[BYTES] = {0};
-        for (int64_t token = s->offsets[row]; token < s->offsets[row + 1]; token++) {
-            const uint8_t *bytes = s->table + (s->codec.codes[token] & (s->codec.count - 1)) * s->width + part;
+#if defined(__SSE2__)
+        __m128i low = _mm_setzero_si128(), high = _mm_setzero_si128();
+        for (int64_t token = first; token < last; token++) {
+            const uint8_t *bytes = table + (codes[token] & mask) * s->width;
+            low = _mm_max_epu8(low, _mm_loadu_si128((const __m128i *)bytes));
+            high = _mm_max_epu8(high, _mm_loadu_si128((const __m128i *)(bytes + BYTES / 2)));
+        }
+        _mm_storeu_si128((__m128i *)best, low);
+        _mm_storeu_si128((__m128i *)(best + BYTES / 2), high);
+#else
+        for (int64_t token = first; token < last; token++) {
+            const uint8_t *bytes = table + (codes[token] & mask) * s->width;
             for (int i = 0; i < BYTES; i++)
                 best[i] = bytes[i] > best[i] ? bytes[i] : best[i];
         }
+#endif
         for (int i = 0; i < BYTES; i++)
             sum += best[i];
     }
@@ -292,7 +346,7 @@ static int search(Search *s, int64_t *out_rows, float *out_scores, int64_t *foun
         return 1;
     }
     const int64_t whole[2] = {0, s->asked};
-    Job job = {.codec = c, .fill = fill, .panels = s->panels, .offsets = whole, .scores = out_scores, .dimension = c->dimension,
+    Job job = {.codec = c, .fill = c->dimension % LANES == 0 ? fill_wide : fill, .panels = s->panels, .offsets = whole, .scores = out_scores, .dimension = c->dimension,
                .padded = c->padded, .rows = *found, .panel_count = s->lanes / LANES, .queries = 1};
     int64_t *starts = malloc((size_t)(2 * *found + 1) * sizeof *starts);
     float *decoded = malloc((size_t)c->padded * sizeof *decoded);
