@@ -297,7 +297,7 @@ class _Compressed:
         if known is None or known.codec.bits != bits:
             chosen = np.sort(rng.choice(tokens, sample_size(tokens), replace=False))
             sample = np.concatenate([values[some].astype(np.float32) for some in _pieces(chosen)])
-            codec, known = Codec.train(rng.permutation(sample), tokens, bits), None
+            codec, known = Codec.train(sample, tokens, bits), None
         else:
             codec = known.codec
         codes = Codes(

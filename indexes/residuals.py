@@ -20,7 +20,9 @@ from retrievers.indexes import kernels
 MOST_CENTROIDS = 1 << 16
 LEAST_CENTROIDS = 32
 PER_CENTROID = 32  # vectors that training looks at, for each centroid
+MOST_SAMPLED = 1 << 20  # vectors that training looks at, in all
 _ROUNDS = 4
+_FITTED = 1 << 16  # vectors from which levels and tables are found
 _LEVEL_ROUNDS = 30
 _LEVEL_SAMPLE = 1 << 19  # numbers from which levels are found
 _BLOCK = 1 << 14  # vectors at a time
@@ -63,14 +65,15 @@ class Codec:
 
     @classmethod
     def train(cls, sample: NDArray[np.float32], tokens: int, bits: int, seed: int = 0) -> Codec:
-        """From some of ``tokens`` vectors, float32 ``[n, dimension]``, in random order."""
+        """From some of ``tokens`` vectors, float32 ``[n, dimension]``."""
+        rng = np.random.default_rng(seed)
         count = number_of_centroids(tokens, len(sample))
         dimension = sample.shape[1]
-        centroids = _padded(sample[:count])
+        centroids = _padded(sample[rng.choice(len(sample), count, replace=len(sample) < count)])
         for _ in range(_ROUNDS):
             centroids = _means(sample, nearest(sample, centroids), widen(centroids)[:, :dimension])
         codec = cls(dimension, bits, centroids, np.ones((2, 256), np.float32), np.zeros(2**bits, np.float32))
-        some = sample[: max(1, min(len(sample), 1 << 16))]
+        some = sample[rng.choice(len(sample), min(len(sample), _FITTED), replace=False)]
         rests = some - codec.wide[nearest(some, centroids)]
         scales = np.sqrt((rests * rests).mean(axis=1)) + np.float32(1e-12)
         levels = _least_squares((rests / scales[:, None]).ravel()[:_LEVEL_SAMPLE], 2**bits)
@@ -133,7 +136,7 @@ def number_of_centroids(tokens: int, sampled: int) -> int:
 
 def sample_size(tokens: int) -> int:
     """How many of so many vectors training wants to see."""
-    return min(tokens, PER_CENTROID * number_of_centroids(tokens, tokens))
+    return min(tokens, PER_CENTROID * number_of_centroids(tokens, tokens), MOST_SAMPLED)
 
 
 def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.uint16]) -> NDArray[np.int32]:

@@ -25,6 +25,7 @@ from retrievers.indexes.inverted import LexicalIndex
 from retrievers.indexes.kinds import index_class
 from retrievers.indexes.manifest import Deletions, SegmentRecord
 from retrievers.indexes.maxsim import MaxSimIndex
+from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.protocol import Found, Index
 from retrievers.indexes.store import DocumentStore, Entry, write_store
 from retrievers.specs import Spec
@@ -162,17 +163,27 @@ class Statistics:
 
 
 def write_segment(
-    root: Path, name: str, entries: Sequence[Entry], vectors: Vectors, spec: Spec, kind: Kind
+    root: Path,
+    name: str,
+    entries: Sequence[Entry],
+    vectors: Vectors,
+    spec: Spec,
+    kind: Kind,
+    like: Index | None = None,
 ) -> SegmentRecord:
     """Write and seal a segment; the rows are sorted by document id, so that equal scores come in the order of ids.
 
+    ``like`` is another segment's index, whose centroids serve again in kinds that have them.
     Raises DuplicateIdError where two entries have the same id, naming both places.
     """
     order = sorted(range(len(entries)), key=lambda at: entries[at].document.id)
     for first, second in pairwise(order):
         if entries[first].document.id == entries[second].document.id:
             raise duplicate(entries[first].document.id, entries[first].place, entries[second].place)
-    index = index_class(spec, kind).build(take(vectors, np.array(order, np.int64)), spec)
+    sorted_vectors = take(vectors, np.array(order, np.int64))
+    if isinstance(like, PlaidIndex):
+        return _write(root, name, PlaidIndex.build(sorted_vectors, spec, like), (entries[at] for at in order))
+    index = index_class(spec, kind).build(sorted_vectors, spec)
     return _write(root, name, index, (entries[at] for at in order))
 
 

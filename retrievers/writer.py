@@ -33,6 +33,8 @@ from retrievers.errors import (
 from retrievers.indexes.files import seal
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.manifest import ENCODER, Manifest, SegmentRecord
+from retrievers.indexes.plaid import PlaidIndex
+from retrievers.indexes.protocol import Index
 from retrievers.indexes.segments import (
     DELETIONS,
     SEGMENTS,
@@ -165,6 +167,8 @@ class Writer:
             self._commit_build(pending)
         self._commit(self._manifest.segments, complete=True)
         staging.remove()
+        if self._spec.name in PlaidIndex.PARAMETERS and len(self._manifest.segments) > 1:
+            self.merge(memory)  # centroids of everything, where those of the first segment served for all
 
     def add(self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None) -> int:
         """Index more documents, in one commit; returns how many."""
@@ -219,12 +223,12 @@ class Writer:
         limit = check_memory(memory)
         snapshot = Snapshot.open(self._root)
         groups: list[list[Segment]] = []
-        used = 0
+        used = 0.0
         for segment in snapshot.segments:
-            size = 3 * sum(record.size for record in segment.record.files.values())
+            size = self._taken * sum(record.size for record in segment.record.files.values())
             if not groups or used + size > limit:
                 groups.append([])
-                used = 0
+                used = 0.0
             groups[-1].append(segment)
             used += size
         records = []
@@ -239,14 +243,27 @@ class Writer:
         return len(records)
 
     @property
+    def _taken(self) -> float:
+        """Bytes of memory that a merge takes for each byte of files; a plaid index gathers its vectors in a file."""
+        return 0.5 if self._spec.name in PlaidIndex.PARAMETERS else 3
+
+    @property
     def _next(self) -> str:
         return f"{self._manifest.generation + 1:06d}"
 
     def _write(self, pending: _Pending, number: int) -> SegmentRecord:
         vectors = pending.vectors()
-        record = write_segment(self._root, f"{self._next}-{number}", pending.entries, vectors, self._spec, self._kind)
+        name, like = f"{self._next}-{number}", self._largest()
+        record = write_segment(self._root, name, pending.entries, vectors, self._spec, self._kind, like)
         pending.clear()
         return record
+
+    def _largest(self) -> Index | None:
+        """The index of the largest segment, whose centroids those that follow share; None in kinds without centroids."""
+        if self._spec.name not in PlaidIndex.PARAMETERS or not self._manifest.segments:
+            return None
+        record = max(self._manifest.segments, key=lambda one: one.documents)
+        return Segment.open(self._root, record, self._spec, self._kind).index
 
     def _commit_build(self, pending: _Pending) -> SegmentRecord:
         record = self._write(pending, 0)

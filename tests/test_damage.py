@@ -21,6 +21,8 @@ CASES = [
     ("dense", "sq8", 2_000),
     ("multi-vector", "maxsim", 2_000),
     ("multi-vector", "maxsim(dtype=int8)", 2_000),
+    ("multi-vector", "plaid", 2_000),
+    ("multi-vector", "plaid(bits=1, vectors=none)", 2_000),
 ]
 
 
