@@ -23,6 +23,13 @@
 #define SCALAR
 #endif
 
+/* PREFETCH asks for what is read soon; it may lie anywhere. */
+#if defined(__GNUC__)
+#define PREFETCH(at) __builtin_prefetch(at)
+#else
+#define PREFETCH(at) ((void)(at))
+#endif
+
 /* The number of items in a buffer, or -1 where it is misaligned or no whole number of them. */
 static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
     return buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0 ? (int64_t)(buffer->len / size) : -1;

@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-enum { BYTES = 32, BLOCK = 512, BINS = 8192, STAMPS = 255, SUM = 0xffffff };
+enum { BYTES = 32, BLOCK = 512, BINS = 8192, AHEAD = 12, STAMPS = 255, SUM = 0xffffff };
 
 typedef struct {
     const uint16_t *centroids; /* bfloat16 [count, padded] */
@@ -105,6 +105,11 @@ AVX512 static void fill_wide(const Job *job, int64_t token, uint16_t *out) {
     const int bits = codec->bits, held = 32 / bits; /* codes in a word */
     const __m512i shifts = _mm512_mullo_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(held - 1)), _mm512_set1_epi32(bits));
     const __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+    if (token + AHEAD < codec->tokens) {
+        const uint16_t *next = codec->centroids + (codec->codes[token + AHEAD] & (codec->count - 1)) * codec->padded;
+        for (int64_t line = 0; line < codec->dimension; line += 2 * LANES)
+            PREFETCH(next + line);
+    }
     int64_t at = 0;
     for (; at < codec->dimension; at += LANES) {
         uint64_t word = 0;
@@ -242,6 +247,8 @@ static void visit_lists(Search *s) {
             const uint32_t *rows = s->list_rows + s->lists[centroid];
             const int64_t length = s->lists[centroid + 1] - s->lists[centroid];
             for (int64_t i = 0; i < length; i++) {
+                if (i + AHEAD < length)
+                    PREFETCH(s->sums + rows[i + AHEAD]);
                 if (rows[i] >= s->documents)
                     continue;
                 const uint32_t sum = s->sums[rows[i]];
@@ -293,6 +300,8 @@ static uint32_t by_centroids(const Search *s, int64_t row) {
         __m128i low = _mm_setzero_si128(), high = _mm_setzero_si128();
         for (int64_t token = first; token < last; token++) {
             const uint8_t *bytes = table + (codes[token] & mask) * s->width;
+            if (token + AHEAD < s->codec.tokens)
+                PREFETCH(table + (codes[token + AHEAD] & mask) * s->width);
             low = _mm_max_epu8(low, _mm_loadu_si128((const __m128i *)bytes));
             high = _mm_max_epu8(high, _mm_loadu_si128((const __m128i *)(bytes + BYTES / 2)));
         }
@@ -336,8 +345,11 @@ static int search(Search *s, int64_t *out_rows, float *out_scores, int64_t *foun
     score_centroids(s);
     visit_lists(s);
     const int64_t listed = highest_of(s->sums, SUM, s->documents, s->live, s->shortlist, s->rows);
-    for (int64_t i = 0; i < listed; i++)
+    for (int64_t i = 0; i < listed; i++) {
+        if (i + 1 < listed)
+            PREFETCH(c->codes + s->offsets[s->rows[i + 1]]);
         s->row_sums[i] = by_centroids(s, s->rows[i]) + 1; /* 0 stands for nothing */
+    }
     *found = highest_of(s->row_sums, UINT32_MAX, listed, NULL, s->candidates, s->kept);
     for (int64_t i = 0; i < *found; i++)
         out_rows[i] = s->rows[s->kept[i]];

@@ -18,17 +18,20 @@ from hypothesis import strategies as st
 from kernel_cases import (
     bm25_like_case,
     check_maxsim,
+    check_plaid,
     count_case,
     damaged_maxsim_case,
     exact_case,
     maxsim_case,
     offer_case,
+    plaid_case,
     random_case,
     run,
     run_count,
     run_damaged,
     run_damaged_exact,
     run_damaged_maxsim,
+    run_damaged_plaid,
     run_exact,
     run_maxsim,
     run_offer,
@@ -107,6 +110,14 @@ def test_late_interaction_in_float64_equals_its_twin_bit_for_bit(seed: int) -> N
     case = exact_case(seed)
     assert run_exact(compiled_module(), case) == run_exact(_maxsim_numpy, case)
     run_damaged_exact(compiled_module(), seed)
+
+
+@needs_compiled
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_stages_over_compressed_vectors_equal_their_twin(seed: int) -> None:
+    check_plaid(compiled_module(), plaid_case(seed))
+    run_damaged_plaid(compiled_module(), seed)
 
 
 @pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from retrievers import Document, Retriever
 from retrievers.errors import IndexDamagedError, SpecError, VectorError
-from retrievers.indexes import _plaid_numpy, bitmaps, kernels, plaid, residuals
+from retrievers.indexes import bitmaps, plaid, residuals
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.pooling import pool
-from retrievers.indexes.residuals import Codec
 from retrievers.specs import Spec
 from retrievers.vectors import TokenVectors
 
@@ -277,40 +276,6 @@ def test_a_payload_that_was_overwritten_crashes_no_search(name: str, tmp_path: P
     except IndexDamagedError:
         return
     assert all(0 <= rows.min() <= rows.max() < index.size for rows in found.rows)
-
-
-@pytest.mark.skipif(not kernels.compiled(), reason="the kernels are not compiled")
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32))
-def test_the_compiled_stages_equal_their_twin(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    dimension, bits = int(rng.choice([1, 7, 32, 40])), int(rng.choice([1, 2, 4]))
-    sizes = rng.choice([0, 1, 3, 20], int(rng.integers(1, 80)))
-    vectors = rng.standard_normal((int(sizes.sum()) + 200, dimension)).astype(np.float32)
-    codec = Codec.train(vectors, len(vectors), bits, seed)
-    vectors = vectors[: int(sizes.sum())]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    codes = codec.encode(vectors)
-    lists, list_rows = plaid._inverted(codes.centroids, offsets, len(codec.centroids))
-    query = rng.standard_normal((int(rng.integers(1, 70)), dimension)).astype(np.float32)
-    live = None if rng.random() < 0.5 else bitmaps.pack(rng.random(len(sizes)) < 0.7)
-    count = int(rng.integers(1, 30))
-    rest = (
-        dimension, bits, codec.centroids, codes.centroids, codes.residuals, codes.steps, codec.tables, codec.levels, query, None,
-        255 / (np.linalg.norm(query, axis=1).max() * np.linalg.norm(codec.wide, axis=1).max() + 1e-9), lists, list_rows, offsets,
-        live, int(rng.integers(1, 33)), count + int(rng.integers(30)),
-    )  # fmt: skip
-    outcomes = []
-    for search in (kernels.plaid_search, _plaid_numpy.plaid_search):
-        rows, scores = np.full(count, -1), np.zeros(count, np.float32)
-        room = plaid._working_room((0, *rest, rows, scores))
-        found = search(0, *rest, rows, scores, room)
-        outcomes.append((found, rows[:found].tolist(), scores[:found].tobytes()))
-    assert outcomes[0] == outcomes[1]
-    decoded = [np.empty((len(vectors), dimension), np.float32) for _ in range(2)]
-    for decode, out in zip((kernels.plaid_decode, _plaid_numpy.plaid_decode), decoded, strict=True):
-        decode(*rest[:8], offsets[:-1], np.diff(offsets), out)
-    np.testing.assert_array_equal(*decoded)
 
 
 @settings(max_examples=25, deadline=None)
