@@ -21,7 +21,7 @@ from retrievers.errors import IndexDamagedError, VectorError
 from retrievers.indexes import bitmaps, kernels
 from retrievers.indexes.arrays import load_array, load_meta
 from retrievers.indexes.bitmaps import Bitmap
-from retrievers.indexes.exact import check_search, longest, nothing, place, ranked
+from retrievers.indexes.exact import check_search, longest, nothing, place
 from retrievers.indexes.maxsim import MaxSimIndex, as_panels, check_token_vectors, offsets_of, portions, take_queries
 from retrievers.indexes.parameters import AUTO, Parameter, check_parameters
 from retrievers.indexes.pooling import pool
@@ -118,7 +118,7 @@ class PlaidIndex(MaxSimIndex):
                 "a token vector holds a number beyond 65504, too large for float16: normalise the vectors"
             )
         known = None if like is None or like.dimension != values.shape[1] else like._compressed
-        return cls._of(values, given.offsets.astype(np.int64, copy=True), spec, known)
+        return cls._from(values, given.offsets.astype(np.int64, copy=True), spec, known)
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]], spec: Spec) -> Self:
@@ -136,10 +136,10 @@ class PlaidIndex(MaxSimIndex):
             for some in portions(part._offsets, np.flatnonzero(rows >= 0), _TOKENS):
                 block, _, mine = part._block(some)
                 values[np.arange(len(block)) + np.repeat(offsets[rows[some]] - offsets_of(mine)[:-1], mine)] = block
-        return cls._of(values, offsets, spec, None)
+        return cls._from(values, offsets, spec, None)
 
     @classmethod
-    def _of(
+    def _from(
         cls, values: NDArray[np.float16], offsets: NDArray[np.int64], spec: Spec, known: _Compressed | None
     ) -> Self:
         most = longest(_blocks(values), values.shape[1])
@@ -216,8 +216,7 @@ class PlaidIndex(MaxSimIndex):
                 short.append(number)
                 continue
             one = take_queries(given, np.array([number], np.int64))
-            scores = self._exact(one, np.zeros(len(rows), np.int64), rows)
-            best = ranked(1, np.zeros(len(rows), np.int64), rows, scores, k)
+            best = self._search(one, min(k, len(rows)), rows, kernels.maxsim_level(), None)
             found.rows[number], found.scores[number] = best.rows[0], best.scores[0]
         if short:
             some = np.array(short, np.int64)

@@ -79,7 +79,7 @@ class Codec:
         levels = _least_squares((rests / scales[:, None]).ravel()[:_LEVEL_SAMPLE], 2**bits)
         codec = cls(dimension, bits, centroids, codec.tables, levels)
         steps, _, sums = codec._fit(some, rests)
-        wholes = _lengths(some) / np.maximum(_lengths(sums), 1e-12)
+        wholes = (_lengths(some) / np.maximum(_lengths(sums), 1e-12)).astype(np.float32)
         tables = np.stack([_table(steps), _table(wholes)])
         return cls(dimension, bits, centroids, tables, levels)
 
@@ -100,7 +100,7 @@ class Codec:
             found.residuals[at] = _pack(numbers, self.bits)
             places = _places(self.tables[0], steps)
             sums = self.wide[mine] + self.tables[0][places][:, None] * self.levels[numbers]
-            wholes = _lengths(some) / np.maximum(_lengths(sums), 1e-12)
+            wholes = (_lengths(some) / np.maximum(_lengths(sums), 1e-12)).astype(np.float32)
             found.steps[at] = np.stack([places, _places(self.tables[1], wholes)], axis=1)
         return found
 
@@ -213,8 +213,10 @@ def _pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     full = np.zeros((len(numbers), -(-numbers.shape[1] // each) * each), np.uint8)
     full[:, : numbers.shape[1]] = numbers
     parts = full.reshape(len(numbers), -1, each) << (bits * np.arange(each, dtype=np.uint8))
-    return np.bitwise_or.reduce(parts, axis=2).astype(np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(parts, axis=2).astype(np.uint8)
+    return packed
 
 
 def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return lengths

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retrievers import Document, Retriever
+from retrievers.cli.information import examine, print_information
 from retrievers.errors import IndexDamagedError, SpecError, VectorError
 from retrievers.indexes import bitmaps, plaid, residuals
 from retrievers.indexes.kinds import parse_index_spec
@@ -294,7 +295,9 @@ def test_vectors_are_assigned_to_the_nearest_centroid(seed: int) -> None:
     assert (short <= 2**-8 * 2 * longest * np.linalg.norm(vectors, axis=1)).all()
 
 
-def test_a_build_in_segments_ends_in_one_and_what_is_added_shares_its_centroids(tmp_path: Path) -> None:
+def test_a_build_in_segments_ends_in_one_and_what_is_added_shares_its_centroids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(6)
     words = [f"word{n}" for n in range(4000)]
     lines = [" ".join(words[int(4000 * x**2)] for x in rng.random(50)) for _ in range(6000)]
@@ -312,5 +315,8 @@ def test_a_build_in_segments_ends_in_one_and_what_is_added_shares_its_centroids(
         assert [hits[0].id for hits in found] == ["d0007", "d5007"]
         retriever.merge()
         assert [one.index.settings["drift"] for one in retriever._snapshot.segments] == [1]
+        assert examine(tmp_path)["settings"] == [retriever._snapshot.segments[0].index.settings]
+        print_information(examine(tmp_path))
+        assert "settings     centroids 8192, bits 2, nprobe 16, candidates 272, drift 1.0" in capsys.readouterr().out
         again = retriever.search([lines[7], lines[5007]], k=3)
         assert [(hit.id, hit.score) for hit in again[1][:1]] == [(hit.id, hit.score) for hit in found[1][:1]]

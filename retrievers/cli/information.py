@@ -33,6 +33,7 @@ def examine(root: Path) -> dict[str, Any]:
             "complete": manifest.complete,
             "kind": manifest.encoder["kind"],
             "index": manifest.index,
+            "settings": [getattr(segment.index, "settings", {}) for segment in snapshot.segments],
             "encoder": manifest.encoder["reference"],
             "fingerprint": manifest.encoder["fingerprint"],
             "dimension": snapshot.dimension,
@@ -90,6 +91,12 @@ def print_information(report: dict[str, Any]) -> None:
     if "query_language" in reference:  # of a model with an adapter for each
         language, asked = reference["language"], reference["query_language"]
         lines["language"] = language if asked == language else f"{language}, queries in {asked}"
+    for settings in report["settings"]:
+        if settings:
+            lines.setdefault("settings", "")
+            lines["settings"] += ("; " if lines["settings"] else "") + ", ".join(
+                f"{k} {v}" for k, v in settings.items()
+            )
     for name, value in lines.items():
         typer.echo(f"{name:<12} {value}")
     for name, field in report["fields"].items():
