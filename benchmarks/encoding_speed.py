@@ -15,6 +15,7 @@ Run: pip install 'tri-retrievers[onnx,openvino]'; RETRIEVERS_SHARED=... HF_HUB_O
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from beir import folder, ndcg, queries
-from machine import describe, package, quantile
+from machine import describe, package, peak_memory, quantile
 
 from retrievers import DenseEncoder, SparseEncoder, read_beir
 from retrievers.errors import MissingDependencyError
@@ -179,6 +180,30 @@ def share_out(model: str, name: str, count: int) -> None:
     )
 
 
+def _peak(ours: bool, answer: Any) -> None:
+    """In a process of its own: the memory before and after a sparse model has encoded some long texts."""
+    import sentence_transformers
+
+    place = str(package(MODELS["splade"]))
+    encoder: Any = (SparseEncoder if ours else sentence_transformers.SparseEncoder)(place, device="cpu")
+    encoder.encode_document(["a text"])
+    before = peak_memory()
+    encoder.encode_document(["one two three four " * 200] * 64)
+    answer.send((before, peak_memory()))
+
+
+def memory() -> None:
+    """The most memory that a sparse model takes for 64 texts of 512 tokens."""
+    context = multiprocessing.get_context("spawn")
+    for called, ours in ((BASE, False), ("ours", True)):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=_peak, args=(ours, theirs))
+        process.start()
+        before, after = mine.recv()
+        process.join()
+        print(f"splade, {called}: {before:.0f} MiB after loading, {after:.0f} MiB at most with 64 texts of 512 tokens")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="COLLECTION")
@@ -186,9 +211,13 @@ def main() -> None:
     parser.add_argument("--computing", choices=COMPUTING, action="append", help="by default all")
     parser.add_argument("--limit", type=int, help="so many passages of a collection only; nDCG then says little")
     parser.add_argument("--workers", type=int, help="time so many processes against one, and nothing else")
+    parser.add_argument("--memory", action="store_true", help="only the memory of a sparse model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(describe("sentence-transformers", "torch", "transformers", "onnxruntime", "openvino"))
+    if arguments.memory:
+        memory()
+        return
     for model in arguments.model or MODELS:
         for name in arguments.names:
             if arguments.workers is not None:

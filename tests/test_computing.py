@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from retrievers.vectors import TokenVectors
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
-from retrievers import Document, Retriever
+from retrievers import Retriever
 from retrievers.encoders import batches, load_encoder, workers
 from retrievers.encoders.dense import DenseEncoder
 from retrievers.encoders.int8 import Int8Linear, replace_linear
@@ -91,15 +94,32 @@ def test_vectors_are_those_of_float32_nearly(
     assert open_neural(reference, tmp_path, device="cpu").fingerprint == encoder.fingerprint
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "int8"), ("torch", "bfloat16"), ("openvino", "int8")])
+def test_neighbours_hardly_change_a_vector(folders: dict[str, Path], backend: str, dtype: str) -> None:
+    need(backend)
+    encoder: Any = load_model_encoder(folders["dense"], device="cpu", backend=backend, dtype=dtype)
+    alone = np.concatenate([encoder.encode_document([text]) for text in models.TEXTS])
+    assert cosines(encoder.encode_document(models.TEXTS), alone).min() > 0.9995
+
+
 def test_an_index_records_how_it_was_encoded_and_takes_queries_computed_otherwise(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    documents = [Document(str(number), text) for number, text in enumerate(models.TEXTS[:4])]
-    Retriever.build(tmp_path / "idx", documents, encoder=load_encoder(f"{folders['dense']}(dtype=bf16)")).close()
-    with Retriever.open(tmp_path / "idx", device="cpu") as retriever:
+    from retrievers.cli import app
+
+    lines = [json.dumps({"_id": str(at), "text": text}) for at, text in enumerate(models.TEXTS[:4])]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    index, run = str(tmp_path / "idx"), CliRunner()
+    built = run.invoke(
+        app,
+        ["index", "build", str(tmp_path / "corpus.jsonl"), "-o", index, "--encoder", f"{folders['dense']}(dtype=bf16)"],
+    )
+    assert built.exit_code == 0, built.output
+    told = run.invoke(app, ["index", "info", index])
+    assert "encoded in   bfloat16 by torch" in told.output
+    with Retriever.open(index, device="cpu") as retriever:
         assert retriever.search("How is the weather today?", k=1)[0].id == "0"
-        reference = retriever._current.manifest.encoder["reference"]
-    assert (reference["backend"], reference["dtype"]) == ("torch", "bfloat16")
+        assert retriever.encoder.model.dtype == torch.float32  # type: ignore[attr-defined]
 
 
 def test_options_stand_behind_a_models_name(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -243,6 +263,32 @@ def test_batches_cut_from_a_chunk_are_those_tokenized_alone(encoders: dict[str, 
         assert len(rows) == 1 or (len(rows) <= 4 and part["input_ids"].numel() <= 200)
         seen += rows.tolist()
     assert sorted(seen) == list(range(len(models.TEXTS)))
+
+
+@pytest.mark.parametrize("backend", ["torch", *NEEDS])
+def test_logits_of_all_positions_are_never_held(folders: dict[str, Path], backend: str) -> None:
+    need(backend)
+    encoder: Any = load_model_encoder(folders["sparse"], device="cpu", backend=backend, max_batch_tokens=10_000)
+    texts = [f"{models.LONG} {number}" for number in range(8)]
+    _, features = next(encoder.neural.run(texts, "document"))
+    tokens = features["input_ids"].numel()
+    assert tokens >= 8 * 100
+    with Largest() as largest:
+        encoder.encode_document(texts)
+    assert 0 < largest.numbers < tokens * encoder.vocabulary / 4
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made within its context."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.numbers = max(self.numbers, one.numel())
+        return found
 
 
 def test_rows_that_are_padded_on_the_left_are_cut_there() -> None:

@@ -90,6 +90,8 @@ def print_information(report: dict[str, Any]) -> None:
     if "query_language" in reference:  # of a model with an adapter for each
         language, asked = reference["language"], reference["query_language"]
         lines["language"] = language if asked == language else f"{language}, queries in {asked}"
+    if "dtype" in reference:
+        lines["encoded in"] = f"{reference['dtype']} by {reference['backend']}"
     for name, value in lines.items():
         typer.echo(f"{name:<12} {value}")
     for name, field in report["fields"].items():
