@@ -317,6 +317,10 @@ def test_texts_that_are_put_end_to_end_are_encoded_batch_by_batch() -> None:
     found = DenseEncoder(oracle, batch_size=3).encode_document(models.TEXTS)
     wanted = oracle.encode(models.TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with pytest.raises(EncoderError, match="no linear layers"):
+        DenseEncoder(oracle, dtype="int8")
+    with pytest.raises(EncoderError, match="no layers to export"):
+        DenseEncoder(oracle, backend="openvino")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,7 @@ def load_encoder(
     spec: str | Path | Encoder,
     *,
     device: str | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
     dtype: str | None = None,
     backend: str | None = None,
     workers: int | None = None,

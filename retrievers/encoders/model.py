@@ -159,15 +159,18 @@ class NeuralModel:
         if self.backend != "torch":
             from retrievers.encoders import runtimes
 
-            for reader in self._readers():
+            readers = self._readers()
+            if not readers:
+                raise EncoderError(f"the model has no layers to export to {self.backend}: leave backend out")
+            for reader in readers:
                 runtimes.install(reader, self.backend, dtype or "float32")
-            if dtype == "int8":
-                self._converted = True
         elif dtype == "int8":
             from retrievers.encoders.int8 import replace_linear
 
             heads = [reader.model.get_output_embeddings() for reader in self._readers()]
             self._converted = replace_linear(self.model, but=heads) > 0
+            if not self._converted:
+                raise EncoderError("the model has no linear layers to compute in int8: leave dtype out")
         if dtype is not None and dtype != "int8":
             self._cast(dtype)
 
@@ -436,7 +439,7 @@ def load_model_encoder(
     spec: str | Path,
     *,
     device: str | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
     dtype: str | None = None,
     language: str | None = None,
     query_language: str | None = None,

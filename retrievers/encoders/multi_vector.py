@@ -44,7 +44,7 @@ class MultiVectorEncoder:
         model: Any,
         *,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,

@@ -46,7 +46,7 @@ class SparseEncoder:
         model: Any,
         *,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
@@ -84,7 +84,7 @@ class SparseEncoder:
         head_divisor: float = 1.0,
         max_seq_length: int | None = None,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
@@ -129,7 +129,7 @@ class SparseEncoder:
                 f"({str(reference.get('fingerprint'))[:12]}): restore the folder"
             )
         encoder = cls.__new__(cls)
-        encoder._options = {"device": device, "batch_size": 32, "dtype": dtype, "max_batch_tokens": None}
+        encoder._options = {"device": device, "batch_size": 256, "dtype": dtype, "max_batch_tokens": None}
         encoder._lock = threading.Lock()
         encoder._stored = (dict(reference), folder)
         encoder._neural = None
