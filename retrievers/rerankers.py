@@ -68,9 +68,10 @@ class CrossEncoderReranker:
         revision: str | None = None,
     ) -> None:
         from retrievers.encoders.checkpoints import require_neural
-        from retrievers.encoders.model import check_options
+        from retrievers.encoders.numerics import check_sizes, full_name
 
-        check_options(dtype, batch_size=batch_size)
+        dtype = full_name(dtype, ("float32", "bfloat16", "float16"))
+        check_sizes(batch_size=batch_size)
         self.batch_size = batch_size
         if isinstance(model, str | Path):
             self.model = _load_cross_encoder(model, device, revision)

@@ -12,7 +12,7 @@ import pytest
 from retrievers import vectors
 from retrievers.errors import EncoderError, RetrieversError
 
-NAMES = ("dense", "multi-vector", "adapters", "splade", "inference-free", "lexical")
+NAMES = ("dense", "onnx", "openvino", "multi-vector", "adapters", "splade", "inference-free", "lexical")
 SIDES = ("encode_query", "encode_document")
 
 
@@ -29,6 +29,12 @@ def make_encoder(name: str, folder: Path) -> Any:
         from retrievers.encoders.dense import DenseEncoder
 
         return DenseEncoder(models.minilm_folder(), device="cpu")
+    if name in ("onnx", "openvino"):
+        for package in ("onnx", "onnxruntime") if name == "onnx" else ("openvino",):
+            pytest.importorskip(package, reason=f"{package} is not installed: pip install 'tri-retrievers[{name}]'")
+        from retrievers.encoders.dense import DenseEncoder
+
+        return DenseEncoder(models.minilm_folder(), backend=name)
     if name == "multi-vector":
         from retrievers.encoders.multi_vector import MultiVectorEncoder
 

@@ -40,7 +40,7 @@ print(json.dumps({"names": names, "lacking": lacking, "heavy": heavy}))
 """
 #: Modules of classes that extend those of torch and its kin: what uses them imports them within a function.
 _OF_TORCH = {
-    "retrievers.encoders.vocabulary_head",
+    *(f"retrievers.encoders.{name}" for name in ("int8", "runtimes", "vocabulary_head")),
     *(
         f"retrievers.training.{name}"
         for name in (

@@ -17,7 +17,8 @@ import transformers
 from numpy.typing import NDArray
 
 from retrievers.encoders.checkpoints import require_neural
-from retrievers.encoders.model import NeuralModel, emulated, load, quiet, save
+from retrievers.encoders.model import NeuralModel, load, quiet, save
+from retrievers.encoders.numerics import emulated
 from retrievers.encoders.sparse import special_ids
 from retrievers.errors import LeakError, RecipeError
 from retrievers.training.batches import Batches, RandomBatches, SingleSourceBatches, TopicAwareBatches

@@ -35,7 +35,7 @@ def encode(
         Side, typer.Option("--as", help="document, or query: SOURCE is then what `search --queries` takes.")
     ] = Side.document,
     device: options.Device = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: options.BatchSize = 256,
     dtype: options.Dtype = None,
     language: options.Language = None,
     id_field: options.IdField = None,

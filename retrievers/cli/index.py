@@ -33,7 +33,7 @@ def build(
     ] = None,
     memory: options.Memory = options.DEFAULT_MEMORY,
     device: options.Device = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: options.BatchSize = 256,
     dtype: options.Dtype = None,
     language: options.Language = None,
     query_language: options.QueryLanguage = None,

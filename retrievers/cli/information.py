@@ -91,6 +91,8 @@ def print_information(report: dict[str, Any]) -> None:
     if "query_language" in reference:  # of a model with an adapter for each
         language, asked = reference["language"], reference["query_language"]
         lines["language"] = language if asked == language else f"{language}, queries in {asked}"
+    if "dtype" in reference:
+        lines["encoded in"] = f"{reference['dtype']} by {reference['backend']}"
     for settings in report["settings"]:
         if settings:
             lines.setdefault("settings", "")

@@ -29,7 +29,7 @@ Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What documents and vectors may take at once: 512MiB, 2GiB, 2GB or bytes.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a model runs: cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="The model's numbers: float32, float16 or bfloat16.")]
+Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="The model's numbers: float32, bf16, fp16 or int8.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that a model encodes at once.")]
 Language = Annotated[
     str | None,

@@ -7,6 +7,7 @@ the index is opened: :func:`load_encoder` reads what a user writes (``"bm25"``, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,9 @@ from retrievers.bm25 import Bm25
 from retrievers.errors import EncoderError, EncoderMismatchError, SpecError
 from retrievers.specs import Spec
 from retrievers.vectors import KINDS, Kind, Vectors
+
+_WITH_OPTIONS = re.compile(r"\s*(\S.*?)\s*\(([^()]*=[^()]*)\)\s*\Z", re.DOTALL)
+_MODEL_OPTIONS: dict[str, type] = {"backend": str, "dtype": str, "workers": int, "max_batch_tokens": int}
 
 
 @runtime_checkable
@@ -44,17 +48,20 @@ def load_encoder(
     spec: str | Path | Encoder,
     *,
     device: str | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
     dtype: str | None = None,
+    backend: str | None = None,
+    workers: int | None = None,
     language: str | None = None,
     query_language: str | None = None,
 ) -> Encoder:
     """The encoder that a user names.
 
     ``spec`` is ``"bm25"`` (with options: ``"bm25(language=german, k1=0.9)"``), a folder or the hub name of a
-    sentence-transformers model of any of the three kinds, or an encoder, which is returned as it is. ``device``,
-    ``batch_size`` and ``dtype`` are for models. ``language`` and ``query_language`` are for models with an adapter for
-    each language (:class:`retrievers.MultiVectorEncoder`).
+    sentence-transformers model of any of the three kinds (with options of how it computes: ``"MODEL(backend=openvino,
+    dtype=bf16, workers=2, max_batch_tokens=2048)"``), or an encoder, which is returned as it is. ``device``, ``batch_size``,
+    ``dtype``, ``backend`` and ``workers`` are for models, see :class:`retrievers.DenseEncoder`. ``language`` and
+    ``query_language`` are for models with an adapter for each language (:class:`retrievers.MultiVectorEncoder`).
 
     Raises SpecError for bad options, ModelNotFoundError and EncoderError for what is no model.
     """
@@ -74,14 +81,33 @@ def load_encoder(
         return LexicalEncoder.from_spec(parsed)
     from retrievers.encoders.model import load_model_encoder
 
+    place, options = _model_spec(spec)
+    for name, value in (("dtype", dtype), ("backend", backend), ("workers", workers)):
+        if value is not None:
+            if name in options:
+                raise SpecError(
+                    f"{str(spec)!r} gives {name}, and it is given as {value!r} beside: leave one of them out"
+                )
+            options[name] = value
     return load_model_encoder(
-        spec,
-        device=device,
-        batch_size=batch_size,
-        dtype=dtype,
-        language=language,
-        query_language=query_language,
+        place, device=device, batch_size=batch_size, language=language, query_language=query_language, **options
     )
+
+
+def _model_spec(spec: str | Path) -> tuple[str | Path, dict[str, Any]]:
+    """A model's place and the options behind it: ``models/mine(dtype=bf16)``; a folder may be called so itself."""
+    if isinstance(spec, Path) or Path(spec).exists():
+        return spec, {}
+    match = _WITH_OPTIONS.match(spec)
+    if match is None:
+        return spec, {}
+    options: dict[str, Any] = dict(Spec.parse(f"model({match.group(2)})").parameters)
+    for name, value in options.items():
+        if name not in _MODEL_OPTIONS:
+            raise SpecError(f"{spec!r} gives {name}, and a model's options are {', '.join(_MODEL_OPTIONS)}")
+        if type(value) is not _MODEL_OPTIONS[name]:
+            raise SpecError(f"{name}={value} in {spec!r} is no {'number' if _MODEL_OPTIONS[name] is int else 'name'}")
+    return match.group(1), options
 
 
 def _lexical_spec(text: str) -> Spec | None:

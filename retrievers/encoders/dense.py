@@ -17,9 +17,14 @@ class DenseEncoder:
     """Encodes with a ``sentence_transformers.SentenceTransformer``.
 
     ``model`` is a folder, a name on the hub or the object itself. A batch holds at most ``batch_size`` texts and, with
-    padding, ``max_batch_tokens`` tokens (None: a number that suits the device). ``dtype`` (``"float32"``,
-    ``"bfloat16"``, ``"float16"``) converts the weights; vectors are float32 all the same. ``device`` is torch's name
+    padding, ``max_batch_tokens`` tokens (None: a number that suits the device). ``device`` is torch's name
     for it, by default the accelerator if there is one.
+
+    ``dtype`` is what the model computes in: ``"float32"``, ``"bfloat16"`` (or ``"bf16"``), ``"float16"`` or ``"int8"``;
+    vectors are float32 all the same. ``backend`` is ``"torch"``, or on a processor ``"onnx"`` or ``"openvino"``, into which
+    the layers are exported when the encoder is made. Neither changes the fingerprint. With ``workers`` above 1, so many
+    processes encode documents, each with a copy of the model; a script that asks for them needs the usual
+    ``if __name__ == "__main__":``.
 
     The score of two texts is the inner product of their vectors: where the model's similarity is cosine they have
     length 1. Raises EncoderError where the similarity is a distance, which no index here orders by.
@@ -32,10 +37,12 @@ class DenseEncoder:
         model: Any,
         *,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
+        backend: str = "torch",
+        workers: int = 1,
     ) -> None:
         self.neural = NeuralModel(
             model,
@@ -45,9 +52,11 @@ class DenseEncoder:
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
             revision=revision,
+            backend=backend,
+            workers=workers,
         )
         self.similarity = inner_product(self.neural.model.similarity_fn_name)
-        self.neural.apply_dtype()
+        self.neural.convert()
 
     @property
     def model(self) -> Any:
@@ -65,7 +74,9 @@ class DenseEncoder:
 
     def encode_document(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors, float32 ``[n, dim]``; the model's document prompt goes before each text."""
-        return self._encode(texts, "document")
+        shared: Any = self.neural.share(texts)
+        found: NDArray[np.float32] = self._encode(texts, "document") if shared is None else shared
+        return found
 
     def _encode(self, texts: Sequence[str], task: Task) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] | None = None
@@ -81,6 +92,10 @@ class DenseEncoder:
         if vectors is None:
             return np.empty((0, self._encode([""], task).shape[1]), dtype=np.float32)
         return vectors
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        self.neural.close()
 
     def reference(self) -> dict[str, Any]:
         """How to find the model again, as JSON."""

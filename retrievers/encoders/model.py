@@ -1,7 +1,8 @@
-"""What the neural encoders share: a sentence-transformers model, its fingerprint, and batches cut by length."""
+"""What the neural encoders share: a sentence-transformers model, its fingerprint, and how its batches are computed."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.encoders import adapters, checkpoints
+from retrievers.encoders import adapters, batches, checkpoints
 from retrievers.encoders.checkpoints import NeuralKind, require_neural
+from retrievers.encoders.numerics import check_backend, check_sizes, emulated
 from retrievers.encoders.texts import check_texts
+from retrievers.encoders.workers import Workers
 from retrievers.errors import EncoderError, IndexDamagedError, ModelNotFoundError
+from retrievers.vectors import Vectors
 
 if TYPE_CHECKING:
     from retrievers.encoders.dense import DenseEncoder
@@ -41,7 +45,6 @@ _PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": (
 # Where its head cannot be pooled in slices, a sparse model's logits take 4 bytes times the vocabulary for every token.
 _CPU_TOKENS: dict[NeuralKind, int] = {"dense": 1024, "multi-vector": 1024, "sparse": 1024}
 _ACCELERATOR_TOKENS: dict[NeuralKind, int] = {"dense": 16384, "multi-vector": 16384, "sparse": 4096}
-_DTYPES = ("float32", "bfloat16", "float16")
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 10^30
 
 
@@ -50,6 +53,9 @@ class NeuralModel:
 
     ``source`` is a folder, a name on the hub, or the sentence-transformers object, which is used as it is (and moved
     where ``device`` or ``dtype`` is given). Encoding may be called from several threads.
+
+    ``backend`` and ``dtype`` say how it computes (:data:`retrievers.encoders.numerics.BACKENDS`), once :meth:`convert` was
+    called. With ``workers`` above 1, so many processes encode documents, each with a copy of the model.
 
     ``language`` and ``query_language`` are for models with an adapter for each language: that of documents, and that of
     queries, by default the same. Where neither is given, it is the language that was saved with the model.
@@ -65,24 +71,39 @@ class NeuralModel:
         dtype: str | None,
         max_batch_tokens: int | None,
         revision: str | None,
+        backend: str = "torch",
+        workers: int = 1,
         language: str | None = None,
         query_language: str | None = None,
     ) -> None:
-        check_options(dtype, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
+        self._dtype = check_backend(backend, dtype)
+        check_sizes(batch_size=batch_size, max_batch_tokens=max_batch_tokens, workers=workers)
+        if backend != "torch" and device not in (None, "cpu"):
+            raise EncoderError(
+                f"the backend {backend!r} computes on the processor, not on {device}: leave one of them out"
+            )
         self.kind = kind
+        self.backend = backend
         self.batch_size = batch_size
         self.location: str | None = None
         self.revision = revision
-        self._dtype = dtype
         self._converted = False
+        self._count = workers
+        self._workers: Workers | None = None
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._fingerprint: str | None = None
         self._lock = threading.RLock()
         if isinstance(source, str | Path):
-            self.model = self._load(source, device)
+            self.model = self._load(source, "cpu" if backend != "torch" else device)
         else:
             self.model = _accept(source, kind)
             if device is not None:
                 self.model.to(device)
+        if self.model.device.type != "cpu" and (backend != "torch" or self._dtype == "int8"):
+            raise EncoderError(
+                f"backend={backend!r} with dtype={self._dtype!r} computes on the processor, and the model is on "
+                f"{self.model.device}: give device='cpu', or choose float16 or bfloat16"
+            )
         self._check_routes()
         #: The language of each side; empty for a model without adapters.
         self.languages = self._choose_languages(language, query_language)
@@ -122,22 +143,89 @@ class NeuralModel:
         """
         return self.languages.get(task) if wanted is None else adapters.choose_language(self.input_module(task), wanted)
 
-    def apply_dtype(self) -> None:
-        """Convert the weights to the type asked for, after taking the fingerprint, which is that of the checkpoint."""
-        if self._dtype is None:
+    def convert(self) -> None:
+        """Let the model compute as was asked for, after taking the fingerprint, which is that of the checkpoint.
+
+        Another runtime or other numbers change the last digits of vectors, not what they mean: vectors of one model can be
+        compared however they were computed.
+        """
+        dtype = self._dtype
+        if dtype is None and self.backend == "torch" and self._count == 1:
             return
+        _ = self.fingerprint
+        if self._count > 1 and self.location is None:
+            self._copy = tempfile.TemporaryDirectory(prefix="retrievers-model-")
+            self._write(Path(self._copy.name))
+        if self.backend != "torch":
+            from retrievers.encoders import runtimes
+
+            readers = self._readers()
+            if not readers:
+                raise EncoderError(f"the model has no layers to export to {self.backend}: leave backend out")
+            for reader in readers:
+                runtimes.install(reader, self.backend, dtype or "float32")
+        elif dtype == "int8":
+            from retrievers.encoders.int8 import replace_linear
+
+            heads = [reader.model.get_output_embeddings() for reader in self._readers()]
+            self._converted = replace_linear(self.model, but=heads) > 0
+            if not self._converted:
+                raise EncoderError("the model has no linear layers to compute in int8: leave dtype out")
+        if dtype is not None and dtype != "int8":
+            self._cast(dtype)
+
+    def _cast(self, dtype: str) -> None:
         import torch
 
-        _ = self.fingerprint
-        wanted = getattr(torch, self._dtype)
+        wanted = getattr(torch, dtype)
         self._converted = any(weight.dtype != wanted for weight in self.model.parameters())
         self.model.to(wanted)
-        if self.model.device.type == "cpu" and emulated(self._dtype):
+        if self.model.device.type == "cpu" and emulated(dtype):
             warnings.warn(
-                f"this processor has no {self._dtype} arithmetic: encoding takes several times as long as in float32; leave "
+                f"this processor has no {dtype} arithmetic: encoding takes several times as long as in float32; leave "
                 "dtype out",
-                stacklevel=2,
+                stacklevel=4,
             )
+
+    def _readers(self) -> list[Any]:
+        """The modules that run a network of transformers over texts, each once."""
+        modules = {id(reader): reader for reader in map(self.input_module, _PROMPT_NAMES)}
+        return [reader for reader in modules.values() if hasattr(getattr(reader, "model", None), "base_model")]
+
+    def share(self, texts: Sequence[str], **options: Any) -> Vectors | None:
+        """The vectors of documents from the worker processes; None where there are none, or too few texts for them."""
+        if self._count == 1:
+            return None
+        with self._lock:
+            if self._workers is None:
+                self._workers = Workers(self._count, self._described(), self.fingerprint)
+        if not self._workers.enough(texts):
+            return None
+        return self._workers.encode_document(check_texts(texts), **options)
+
+    def _described(self) -> dict[str, Any]:
+        """What a worker process needs in order to make the same encoder."""
+        import torch
+
+        described: dict[str, Any] = {
+            "kind": self.kind,
+            "source": self._copy.name if self._copy is not None else self.location,
+            "device": "cuda" if self.model.device.type == "cuda" else str(self.model.device),
+            "threads": torch.get_num_threads(),
+            "revision": None if self._copy is not None else self.revision,
+            "backend": self.backend,
+            "dtype": self._dtype,
+            "batch_size": self.batch_size,
+            "max_batch_tokens": self.max_batch_tokens,
+        }
+        if self.languages:
+            described |= {"language": self.languages["document"], "query_language": self.languages["query"]}
+        return described
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; a later call starts them again."""
+        if self._workers is not None:
+            self._workers.close()
 
     @property
     def fingerprint(self) -> str:
@@ -157,6 +245,8 @@ class NeuralModel:
             "revision": self.revision,
             "fingerprint": self.fingerprint,
         }
+        if self.backend != "torch" or self._dtype is not None:
+            found |= {"backend": self.backend, "dtype": self._dtype or "float32"}
         if self.languages:
             found |= {"language": self.languages["document"], "query_language": self.languages["query"]}
         return found
@@ -200,54 +290,38 @@ class NeuralModel:
     def run(
         self, texts: Sequence[str], task: Task, language: str | None = None, /, **options: Any
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
-        """The model's outputs batch by batch, long texts first, with the positions of a batch's texts in ``texts``."""
+        """The model's outputs batch by batch, long texts first, with the positions of a batch's texts in ``texts``.
+
+        Where there are many texts a thread tokenizes the next while the model is at work.
+        """
         import torch
 
         checked = check_texts(texts)
         if self.model.training:
             self.model.eval()
-        for positions in self._batches(checked, task):
-            features = self.preprocess([checked[position] for position in positions], task, language)
+        prepared = self._prepare(checked, task, language)
+        for positions, features in batches.ahead(prepared) if len(checked) > batches.CHUNK else prepared:
             with torch.inference_mode():
                 features = self.model(features, task=task, **options)
             yield positions, features
 
-    def _batches(self, texts: list[str], task: Task) -> Iterator[NDArray[np.int64]]:
+    def _prepare(
+        self, texts: list[str], task: Task, language: str | None
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+        """Features batch by batch; each text is tokenized once, with others of like length."""
         if len(texts) == 1:
-            yield np.zeros(1, np.int64)
+            yield np.zeros(1, np.int64), self.preprocess(texts, task, language)
             return
-        lengths = self._lengths(texts, task)
-        order = np.argsort(-lengths, kind="stable").astype(np.int64)
-        start = 0
-        while start < len(order):
-            fitting = self.max_batch_tokens // max(1, int(lengths[order[start]]))
-            end = start + max(1, min(self.batch_size, fitting))
-            yield order[start:end]
-            start = end
-
-    def _lengths(self, texts: list[str], task: Task) -> NDArray[np.int64]:
-        """How many tokens each text takes, int64 ``[n]``: exact for tokenizers of transformers, else guessed."""
-        if not texts:
-            return np.zeros(0, np.int64)
-        module = self.input_module(task)
-        tokenizer: Any = getattr(module, "tokenizer", None)
-        if not hasattr(tokenizer, "model_max_length"):
-            return np.array([1 + len(text) // 4 for text in texts], dtype=np.int64)
-        prompt = self.prompt(task) or ""
-        limit = self.max_length(task)
-        with self._lock:
-            tokens = tokenizer(
-                [prompt + text for text in texts],
-                padding=False,
-                truncation=limit is not None,
-                max_length=limit,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
-        lengths = np.array([len(row) for row in tokens], dtype=np.int64)
-        expansion = getattr(module, "query_expansion", None) if task == "query" else None
-        return lengths if expansion is None else np.maximum(lengths, expansion["length"])
+        for chunk in batches.chunks(texts):
+            features = self.preprocess([texts[position] for position in chunk], task, language)
+            found = batches.cut(features, batch_size=self.batch_size, max_tokens=self.max_batch_tokens)
+            if found is None:  # not a row a text, as where texts are put end to end
+                for start in range(0, len(chunk), self.batch_size):
+                    positions = chunk[start : start + self.batch_size]
+                    yield positions, self.preprocess([texts[position] for position in positions], task, language)
+            else:
+                for rows, part in found:
+                    yield chunk[rows], part
 
     def max_length(self, task: Task) -> int | None:
         """The number of tokens, special ones included, at which a text of this side is cut; None for no limit."""
@@ -265,27 +339,6 @@ class NeuralModel:
             return first
         routes = first.sub_modules
         return (routes[task] if task in routes else next(iter(routes.values())))[0]
-
-
-def emulated(dtype: str) -> bool:
-    """Whether this processor has to imitate a type of 16 bits, which takes torch about 8 times as long as float32."""
-    import torch
-
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if capabilities.get("architecture") != "x86_64" or dtype == "float32":
-        return False
-    own = "bf16" if dtype == "bfloat16" else "fp16"
-    # Where there is AVX-512, what lacks is converted in registers.
-    return not any(capabilities.get(name) for name in ("avx512_f", "avx_ne_convert", f"avx512_{own}", f"amx_{own}"))
-
-
-def check_options(dtype: str | None, **sizes: int | None) -> None:
-    """Raises EncoderError for a type of weights that is not known, and for a size below 1; None is always right."""
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise EncoderError(f"{name} is {value}: it must be 1 or more")
-    if dtype is not None and dtype not in _DTYPES:
-        raise EncoderError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}")
 
 
 def refuse_other_kind(checkpoint: checkpoints.Checkpoint, kind: NeuralKind, revision: str | None = None) -> None:
@@ -386,14 +439,16 @@ def load_model_encoder(
     spec: str | Path,
     *,
     device: str | None = None,
-    batch_size: int = 32,
+    batch_size: int = 256,
     dtype: str | None = None,
     language: str | None = None,
     query_language: str | None = None,
+    **computing: Any,
 ) -> DenseEncoder | SparseEncoder | MultiVectorEncoder:
     """The encoder saved at ``spec``, a folder or a name on the hub; its kind comes from its saved configuration.
 
-    The languages are for multi-vector models with an adapter for each, see :class:`MultiVectorEncoder`.
+    The languages are for multi-vector models with an adapter for each, see :class:`MultiVectorEncoder`; ``computing`` holds
+    further options of the encoders: ``backend``, ``workers``, ``max_batch_tokens``.
 
     Raises ModelNotFoundError where there is none, EncoderError where it is no encoder, or a plain masked-language
     model, which fits several kinds; MissingDependencyError where sentence-transformers is not installed.
@@ -412,8 +467,8 @@ def load_model_encoder(
         raise EncoderError(
             f"{spec} is a {checkpoint.kind} encoder: a language is chosen for multi-vector models with adapters alone"
         )
-    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(checkpoint.kind)(
-        spec, device=device, batch_size=batch_size, dtype=dtype, **languages
+    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = encoder_class(checkpoint.kind)(
+        spec, device=device, batch_size=batch_size, dtype=dtype, **languages, **computing
     )
     return encoder
 
@@ -434,7 +489,7 @@ def open_neural(
 
         return SparseEncoder.open_stored(reference, folder, device=device, dtype=dtype)
     languages = _given(language=reference.get("language"), query_language=reference.get("query_language"))
-    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = _encoder_class(kind)(
+    encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = encoder_class(kind)(
         source_of(reference, folder), device=device, dtype=dtype, revision=reference.get("revision"), **languages
     )
     if reference.get("model") is None:
@@ -463,7 +518,8 @@ def _given(**options: str | None) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _encoder_class(kind: Any) -> Any:
+def encoder_class(kind: Any) -> Any:
+    """The encoder of a kind."""
     from retrievers.encoders.dense import DenseEncoder
     from retrievers.encoders.multi_vector import MultiVectorEncoder
     from retrievers.encoders.sparse import SparseEncoder

@@ -18,9 +18,14 @@ class MultiVectorEncoder:
     """Encodes with a ``sentence_transformers.MultiVectorEncoder``; PyLate and Stanford ColBERT checkpoints load too.
 
     ``model`` is a folder, a name on the hub or the object itself. A batch holds at most ``batch_size`` texts and, with
-    padding, ``max_batch_tokens`` tokens (None: a number that suits the device). ``dtype`` (``"float32"``,
-    ``"bfloat16"``, ``"float16"``) converts the weights; vectors are float32 all the same. ``device`` is torch's name
+    padding, ``max_batch_tokens`` tokens (None: a number that suits the device). ``device`` is torch's name
     for it, by default the accelerator if there is one.
+
+    ``dtype`` is what the model computes in: ``"float32"``, ``"bfloat16"`` (or ``"bf16"``), ``"float16"`` or ``"int8"``;
+    vectors are float32 all the same. ``backend`` is ``"torch"``, or on a processor ``"onnx"`` or ``"openvino"``, into which
+    the layers are exported when the encoder is made. Neither changes the fingerprint. With ``workers`` above 1, so many
+    processes encode documents, each with a copy of the model; a script that asks for them needs the usual
+    ``if __name__ == "__main__":``.
 
     A model with an adapter for each language (X-MOD, ColBERT-XM) has to know which to use. ``language`` is that of
     documents and queries, ``query_language`` that of queries where it is another; by default it is the language that was
@@ -39,10 +44,12 @@ class MultiVectorEncoder:
         model: Any,
         *,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
+        backend: str = "torch",
+        workers: int = 1,
         language: str | None = None,
         query_language: str | None = None,
     ) -> None:
@@ -54,11 +61,13 @@ class MultiVectorEncoder:
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
             revision=revision,
+            backend=backend,
+            workers=workers,
             language=language,
             query_language=query_language,
         )
         self.similarity: Literal["maxsim", "meanmaxsim"] = self.neural.model.similarity_fn_name
-        self.neural.apply_dtype()
+        self.neural.convert()
 
     @property
     def model(self) -> Any:
@@ -97,7 +106,9 @@ class MultiVectorEncoder:
 
         ``language`` is that of these documents, where it is another than the encoder's.
         """
-        return self._encode(texts, "document", language)
+        shared: Any = self.neural.share(texts, language=language)
+        found: TokenVectors = self._encode(texts, "document", language) if shared is None else shared
+        return found
 
     def _encode(self, texts: Sequence[str], task: Task, language: str | None = None) -> TokenVectors:
         self.neural.language(task, language)  # refuses one that the model lacks, whatever the texts
@@ -141,6 +152,10 @@ class MultiVectorEncoder:
 
     def _merges(self, task: Task) -> bool:
         return any(hasattr(module, "pool_one") and module.applies_to(task) for module in self.model)
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        self.neural.close()
 
     def reference(self) -> dict[str, Any]:
         """How to find the model again, as JSON."""

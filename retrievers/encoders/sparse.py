@@ -30,10 +30,13 @@ class SparseEncoder:
     opened from an index, loads its model only when a document is encoded.
 
     A batch holds at most ``batch_size`` texts and, with padding, ``max_batch_tokens`` tokens (None: a number that suits
-    the device). ``dtype`` (``"float32"``, ``"bfloat16"``, ``"float16"``) converts the weights; vectors are float32 all
-    the same. ``device`` is torch's name for it, by default the accelerator if there is one. The score of two texts is
-    the inner product of their vectors; with the similarity cosine these have length 1. Weights below zero, which only a
-    trained table of queries can hold, count as zero.
+    the device). ``device`` is torch's name for it, by default the accelerator if there is one.
+
+    ``dtype``, ``backend`` and ``workers`` are as in :class:`DenseEncoder`. The vocabulary's head stays in torch with each of
+    them, where it is pooled over positions in slices, and in float32 with ``"int8"``.
+
+    The score of two texts is the inner product of their vectors; with the similarity cosine these have length 1. Weights
+    below zero, which only a trained table of queries can hold, count as zero.
     """
 
     kind: Literal["sparse"] = "sparse"
@@ -43,16 +46,20 @@ class SparseEncoder:
         model: Any,
         *,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
+        backend: str = "torch",
+        workers: int = 1,
     ) -> None:
         self._options: dict[str, Any] = {
             "device": device,
             "batch_size": batch_size,
             "dtype": dtype,
             "max_batch_tokens": max_batch_tokens,
+            "backend": backend,
+            "workers": workers,
         }
         self._lock = threading.Lock()
         self._stored: tuple[Mapping[str, Any], Path] | None = None
@@ -63,7 +70,7 @@ class SparseEncoder:
         self.table: TokenTable | None = self._build_table(self._neural)
         if self.table is not None:
             self._width = self.table.vocabulary
-        self._neural.apply_dtype()
+        self._neural.convert()
         _pool_heads(self._neural)
 
     @classmethod
@@ -77,7 +84,7 @@ class SparseEncoder:
         head_divisor: float = 1.0,
         max_seq_length: int | None = None,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 256,
         dtype: str | None = None,
         max_batch_tokens: int | None = None,
         revision: str | None = None,
@@ -122,7 +129,7 @@ class SparseEncoder:
                 f"({str(reference.get('fingerprint'))[:12]}): restore the folder"
             )
         encoder = cls.__new__(cls)
-        encoder._options = {"device": device, "batch_size": 32, "dtype": dtype, "max_batch_tokens": None}
+        encoder._options = {"device": device, "batch_size": 256, "dtype": dtype, "max_batch_tokens": None}
         encoder._lock = threading.Lock()
         encoder._stored = (dict(reference), folder)
         encoder._neural = None
@@ -158,7 +165,7 @@ class SparseEncoder:
         if reference.get("model") is None:
             neural.location = None
         self._special = special_ids(neural)
-        neural.apply_dtype()
+        neural.convert()
         _pool_heads(neural)
         return neural
 
@@ -192,7 +199,9 @@ class SparseEncoder:
 
         With a table for queries the columns of special tokens, which no query can hold, are left out.
         """
-        return self._encode(texts, "document")
+        shared: Any = self.neural.share(texts)
+        found: csr_matrix[np.float32] = self._encode(texts, "document") if shared is None else shared
+        return found
 
     def _encode(self, texts: Sequence[str], task: Task) -> csr_matrix[np.float32]:
         neural, width = self.neural, self.vocabulary
@@ -258,6 +267,11 @@ class SparseEncoder:
             return [f"[feature {column}]" for column in columns]
         found = self.neural.input_module("document").tokenizer.convert_ids_to_tokens([int(c) for c in columns])
         return [f"[{column}]" if term is None else str(term) for column, term in zip(columns, found, strict=True)]
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._neural is not None:
+            self._neural.close()
 
     def reference(self) -> dict[str, Any]:
         """How to find the model again, as JSON."""
