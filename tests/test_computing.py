@@ -394,20 +394,23 @@ def test_processes_serve_a_model_that_was_given_as_an_object(encoders: dict[str,
     encoder.close()
 
 
-def test_errors_of_processes_are_raised_here_and_the_next_call_begins_anew(folders: dict[str, Path]) -> None:
-    encoder: Any = load_model_encoder(folders["dense"], device="cpu", workers=2)
+def test_errors_of_processes_are_raised_here_and_the_next_call_begins_anew(
+    folders: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    make = {"kind": "dense", "source": str(folders["dense"]), "device": "cpu", "threads": 1}
+    pool = workers.Workers(1, make, encoders["dense"].fingerprint)
     with pytest.raises(EncoderError, match="could not encode: TypeError"):
-        encoder.neural.share(MANY, no_such_option=1)
-    assert encoder.encode_document(MANY).shape == (len(MANY), 128)
-    process, _ = encoder.neural._workers._pool[0]
+        pool.encode_document(MANY, no_such_option=1)
+    assert plain(pool.encode_document(MANY)).shape == (len(MANY), 128)
+    process, _ = pool._pool[0]
     process.kill()
     process.join()
     with pytest.raises(EncoderError, match="exit code -9"):
-        encoder.encode_document(MANY)
-    assert encoder.encode_document(MANY).shape == (len(MANY), 128)
-    pool = [process for process, _ in encoder.neural._workers._pool]
-    encoder.close()
-    assert not any(process.is_alive() for process in pool)
+        pool.encode_document(MANY)
+    assert plain(pool.encode_document(MANY)).shape == (len(MANY), 128)
+    process, _ = pool._pool[0]
+    pool.close()
+    assert not process.is_alive()
 
 
 def test_a_process_that_finds_another_model_is_refused(folders: dict[str, Path]) -> None:
