@@ -227,12 +227,13 @@ class PlaidIndex(MaxSimIndex):
     @property
     def _probes(self) -> int:
         given = _given(self.spec, "nprobe")
-        most = 1 if self._compressed is None else len(self._compressed.codec.centroids)
-        return min(16 if given == AUTO else int(given), most)
+        count = 1 if self._compressed is None else len(self._compressed.codec.centroids)
+        return min((16 if count < 1 << 14 else 32) if given == AUTO else int(given), count)
 
     def _candidates(self, k: int) -> int:
         given = _given(self.spec, "candidates")
-        return max(_rescored(k, int(_given(self.spec, "bits"))), 192 + 8 * k if given == AUTO else int(given))
+        chosen = max(192, round(1.6 * self.size**0.5)) + 8 * k if given == AUTO else int(given)
+        return max(_rescored(k, int(_given(self.spec, "bits"))), chosen)
 
     def _propose(self, query: NDArray[np.float32], k: int, count: int, mask: Bitmap | None) -> NDArray[np.int64]:
         """The rows to score, int64; fewer than are wanted, or none, where the lists do not lead to more."""
