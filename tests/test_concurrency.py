@@ -1,0 +1,103 @@
+"""One Retriever, many threads: the hits of every kind are those of one thread, also while documents are added and deleted."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hashing import HashEncoder
+
+from retrievers import Document, Retriever
+from retrievers.indexes import plaid
+
+THREADS = 16
+CASES = [
+    ("lexical", "inverted"),
+    ("sparse", "inverted"),
+    ("sparse", "inverted(bits=8)"),
+    ("dense", "flat"),
+    ("dense", "hnsw"),
+    ("dense", "ivf"),
+    ("dense", "ivfpq"),
+    ("dense", "sq8"),
+    ("multi-vector", "maxsim"),
+    ("multi-vector", "plaid(candidates=40)"),
+    ("multi-vector", "plaid(candidates=40, vectors=none)"),
+]
+every_kind = pytest.mark.parametrize(("kind", "index"), CASES, ids=[f"{kind}-{index}" for kind, index in CASES])
+
+
+def documents(n: int) -> list[Document]:
+    choose = random.Random(3)
+    words = [f"word{number}" for number in range(400)]
+    return [Document(f"d{at:04}", " ".join(choose.choices(words, k=12)), metadata={"n": at % 5}) for at in range(n)]
+
+
+def built(path: Path, kind: str, index: str, given: list[Document]) -> Retriever:
+    encoder = "bm25" if kind == "lexical" else HashEncoder(kind)  # type: ignore[arg-type]
+    return Retriever.build(path, given, encoder=encoder, index=index)
+
+
+@every_kind
+def test_sixteen_threads_get_the_hits_of_one(
+    kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plaid, "LEAST_TOKENS", 500)
+    given = documents(600)
+    asked = [given[at].text[:30] for at in range(0, 600, 15)]
+    condition = {"field": "n", "operator": "==", "value": 2}
+    with built(tmp_path / "index", kind, index, given) as retriever:
+        alone = [retriever.search(text, k=5) for text in asked]
+        filtered = [retriever.search(text, k=5, filter=condition) for text in asked]
+        together = retriever.search(asked, k=5)
+        start = threading.Barrier(THREADS)
+
+        def ask(number: int) -> None:
+            start.wait()
+            for turn in range(len(asked)):
+                at = (turn + 7 * number) % len(asked)
+                assert retriever.search(asked[at], k=5) == alone[at]
+                if turn % 8 == number % 8:
+                    assert retriever.search(asked[at], k=5, filter=condition) == filtered[at]
+            assert retriever.search(asked, k=5) == together
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(ask, range(THREADS)))
+    assert together == alone
+
+
+@pytest.mark.parametrize(("kind", "index"), [CASES[0], CASES[3], CASES[9]], ids=["lexical", "flat", "plaid"])
+def test_readers_see_whole_commits_while_a_writer_adds_and_deletes(
+    kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plaid, "LEAST_TOKENS", 500)
+    given = documents(300)
+    with built(tmp_path / "index", kind, index, given[:200]) as retriever:
+        done = threading.Event()
+        # Ten documents come and go at a time: a reader finds all of them, or none.
+        tens = [[Document(f"x{at}-{ten}", f"extra {given[at].text}") for at in range(10)] for ten in range(6)]
+
+        def read() -> None:
+            with Retriever.open(
+                tmp_path / "index",
+                encoder=None if kind == "lexical" else HashEncoder(kind),  # type: ignore[arg-type]
+            ) as mine:
+                while not done.is_set():
+                    mine.refresh()
+                    ids = {hit.id for hit in mine.search("extra " + given[3].text, k=500)}
+                    assert len([id for id in ids if id.startswith("x")]) % 10 == 0
+
+        with ThreadPoolExecutor(4) as pool:
+            readers = [pool.submit(read) for _ in range(4)]
+            try:
+                for ten in tens:
+                    retriever.add(ten)
+                retriever.delete([document.id for document in tens[0]])
+                retriever.merge()
+            finally:
+                done.set()
+            for reader in readers:
+                reader.result()
