@@ -204,7 +204,7 @@ class MaxSimIndex:
         found = nothing(len(given))
         k = min(k, len(rows))
         if k:
-            level = kernels.maxsim_level() if np.abs(given.values).max(initial=0) < _LARGEST_NARROW else 0
+            level = level_for(given.values)
             for some in _groups(given.offsets, _TOGETHER_NARROW if level else _TOGETHER):
                 least = None if floor is None else floor[some]
                 place(found, some, self._search(take_queries(given, some), k, rows, level, least))
@@ -354,6 +354,11 @@ class MaxSimIndex:
 def _dtype(spec: Spec) -> str:
     check_parameters(spec, MaxSimIndex.PARAMETERS)
     return str(spec.parameters.get("dtype", "float16"))
+
+
+def level_for(queries: NDArray[np.float32]) -> int:
+    """How queries can be scored in bfloat16 (:func:`retrievers.indexes.kernels.maxsim_level`): 0 for those beyond its range."""
+    return kernels.maxsim_level() if np.abs(queries).max(initial=0) < _LARGEST_NARROW else 0
 
 
 def check_token_vectors(vectors: Vectors) -> TokenVectors:

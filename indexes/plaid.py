@@ -22,7 +22,15 @@ from retrievers.indexes import bitmaps, kernels
 from retrievers.indexes.arrays import load_array, load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import check_search, longest, nothing, place
-from retrievers.indexes.maxsim import MaxSimIndex, as_panels, check_token_vectors, offsets_of, portions, take_queries
+from retrievers.indexes.maxsim import (
+    MaxSimIndex,
+    as_panels,
+    check_token_vectors,
+    level_for,
+    offsets_of,
+    portions,
+    take_queries,
+)
 from retrievers.indexes.parameters import AUTO, Parameter, check_parameters
 from retrievers.indexes.pooling import pool
 from retrievers.indexes.protocol import Found
@@ -216,7 +224,7 @@ class PlaidIndex(MaxSimIndex):
                 short.append(number)
                 continue
             one = take_queries(given, np.array([number], np.int64))
-            best = self._search(one, min(k, len(rows)), rows, kernels.maxsim_level(), None)
+            best = self._search(one, min(k, len(rows)), rows, level_for(query), None)
             found.rows[number], found.scores[number] = best.rows[0], best.scores[0]
         if short:
             some = np.array(short, np.int64)
@@ -241,7 +249,7 @@ class PlaidIndex(MaxSimIndex):
         most = float(np.sqrt((query.astype(np.float64) ** 2).sum(axis=1).max())) * self._longest
         if compressed is None or not 1e-30 < most < 1e30:
             return np.empty(0, np.int64)
-        level = kernels.maxsim_level()
+        level = level_for(query)
         asked = np.zeros((-(-len(query) // 32) * 32, query.shape[1]), np.float32)
         asked[: len(query)] = query
         rows, scores = np.empty(count, np.int64), np.empty(count, np.float32)
