@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -119,7 +119,8 @@ class Ours:
 class AtHand:
     """An encoder of passages that are told by their numbers, in a row."""
 
-    kind, fingerprint = "multi-vector", "at hand"
+    kind: Literal["multi-vector"] = "multi-vector"
+    fingerprint = "at hand"
 
     def __init__(self, tokens: TokenFolder) -> None:
         self.tokens = tokens
@@ -135,7 +136,7 @@ class AtHand:
 
 
 class Muvera:
-    """Fixed-dimensional encodings in a FAISS index; the best by these are scored in bfloat16 by the library's kernel.
+    """Fixed-dimensional encodings in a FAISS index, told by its factory string; the best by these are scored in bfloat16 by the library's kernel.
 
     Dhulipala et al., "MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings" (2024), section 2: hyperplanes part the
     space into buckets; of a query a bucket holds the sum of its tokens, of a passage their mean, or where it has none there,
@@ -179,6 +180,7 @@ class Muvera:
         import faiss
 
         self.index = faiss.read_index(str(self.place / "index.faiss"))
+        self.graph = hasattr(self.index, "hnsw")
 
     def _hashed(self, values: Any) -> tuple[Any, Any]:
         """Of each token the buckets, int64 ``[tokens, repetitions]``, and what stands for it there, ``[..., width]``."""
@@ -225,7 +227,10 @@ class Muvera:
         from retrievers.indexes.maxsim import as_panels
 
         tokens = self.tokens
+        if self.graph:
+            self.index.hnsw.efSearch = setting["rescored"]
         rows = np.sort(self.index.search(self.encode_query(question), setting["rescored"])[1][0])
+        rows = rows[rows >= 0]
         starts = tokens.offsets[rows]
         scores = np.empty((len(rows), 1), np.float32)
         bounds = np.array([0, len(question)])

@@ -48,6 +48,7 @@ PEERS = (
     "fast-plaid(nbits=2)",
     "muvera(quantiser=PQ1280)",
     "muvera(quantiser=PQ2560x4fs)",
+    "muvera(quantiser=HNSW32_SQ8)",
 )
 TARGETS = (0.95, 0.99)
 BLOCK = 20  # questions that a contender is asked before it is another's turn
@@ -202,10 +203,10 @@ def compare(work: Path, vectors: Path, names: Sequence[str], passages: int, ques
     serving = [Serving(one, truth) for one in measured if not one.failed]
     for turn, first in enumerate(range(0, questions, BLOCK)):
         shift = turn % max(1, len(serving))
-        for one in serving[shift:] + serving[:shift]:
-            one.block(first, min(questions, first + BLOCK))
-    for one in serving:
-        one.close()
+        for contender in serving[shift:] + serving[:shift]:
+            contender.block(first, min(questions, first + BLOCK))
+    for contender in serving:
+        contender.close()
 
 
 # --- tables ---
