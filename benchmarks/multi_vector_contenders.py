@@ -136,7 +136,7 @@ class AtHand:
 
 
 class Muvera:
-    """Fixed-dimensional encodings in a FAISS index, told by its factory string; the best by these are scored in bfloat16 by the library's kernel.
+    """Fixed-dimensional encodings in the FAISS index of a factory string; the best are scored in bfloat16 by our kernel.
 
     Dhulipala et al., "MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings" (2024), section 2: hyperplanes part the
     space into buckets; of a query a bucket holds the sum of its tokens, of a passage their mean, or where it has none there,
@@ -179,7 +179,7 @@ class Muvera:
     def open(self) -> None:
         import faiss
 
-        self.index = faiss.read_index(str(self.place / "index.faiss"))
+        self.index: Any = faiss.read_index(str(self.place / "index.faiss"))
         self.graph = hasattr(self.index, "hnsw")
 
     def _hashed(self, values: Any) -> tuple[Any, Any]:
