@@ -169,6 +169,10 @@ class Muvera:
         )
         n = len(self.tokens)
         if not index.is_trained:
+            if hasattr(index, "pq"):
+                index.pq.cp.min_points_per_centroid = (
+                    1  # a small collection is told of by its size, not by 1,280 warnings
+                )
             chosen = np.sort(np.random.default_rng(1).choice(n, min(n, self.TRAINED), replace=False))
             parts = np.array_split(chosen, -(-len(chosen) // self.TOGETHER))
             index.train(np.concatenate([self.encode_passages(part) for part in parts]))
