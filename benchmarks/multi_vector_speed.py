@@ -16,7 +16,8 @@ the rows. A build that takes more than 15 minutes of CPU is stopped, and told of
 contender and size, so that a benchmark that was stopped goes on; to measure one again, delete its file.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/multi_vector_speed.py --work FOLDER --vectors FOLDER [--passages 12000 110000]
-         [--ours "plaid(bits=2)" "plaid(bits=4, nprobe=32)" maxsim] [--peers "fast-plaid(nbits=4)" "muvera(quantiser=PQ1280)"]
+         [--ours "plaid(bits=2)" "plaid(bits=4, nprobe=32)" maxsim]
+         [--peers "fast-plaid(nbits=4)" "muvera(quantiser=PQ2560x4fs)"]
 Vectors: HF_HUB_OFFLINE=1 python benchmarks/multi_vector_speed.py --make --model FOLDER --data FOLDER --vectors FOLDER
 Tables of what has been measured: the first command with --tables
 """
@@ -46,7 +47,6 @@ PEERS = (
     "fast-plaid(nbits=4)",
     "fast-plaid(nbits=8)",
     "fast-plaid(nbits=2)",
-    "muvera(quantiser=PQ1280)",
     "muvera(quantiser=PQ2560x4fs)",
     "muvera(quantiser=HNSW32_SQ8)",
 )
@@ -136,11 +136,12 @@ class Serving:
                 return json.loads(line)
         raise SystemExit(f"{self.measured.name} ended with {self.process.wait()}")
 
-    def block(self, first: int, last: int) -> None:
-        """Ask these questions in every setting, but for what has been answered."""
+    def block(self, last: int) -> None:
+        """Ask the questions before ``last`` in every setting, but for what has been answered."""
         for setting in self.settings:
             mine = self.asked.setdefault(setting, {"cpu": [], "wall": [], "recall": []})
-            if len(mine["cpu"]) >= last:
+            first = len(mine["cpu"])
+            if first >= last:
                 continue
             if self.process.stdin is None:
                 raise RuntimeError("no pipe")
@@ -160,7 +161,7 @@ class Serving:
 
 
 def parse(name: str) -> tuple[str, dict[str, Any]]:
-    """The kind of a contender and its options: ``fast-plaid(nbits=4)``, ``muvera(quantiser=PQ1280)``, or a specification."""
+    """The kind of a contender and its options: ``fast-plaid(nbits=4)``, ``muvera(quantiser=PQ2560x4fs)``, or a specification."""
     found = re.fullmatch(r"(fast-plaid|muvera)\((\w+)=(\w+)\)", name)
     return ("ours", {"spec": name}) if found is None else (found[1], {found[2]: found[3]})
 
@@ -201,10 +202,10 @@ def compare(work: Path, vectors: Path, names: Sequence[str], passages: int, ques
     for one in measured:
         one.build()
     serving = [Serving(one, truth) for one in measured if not one.failed]
-    for turn, first in enumerate(range(0, questions, BLOCK)):
+    for turn in range(-(-questions // BLOCK)):
         shift = turn % max(1, len(serving))
         for contender in serving[shift:] + serving[:shift]:
-            contender.block(first, min(questions, first + BLOCK))
+            contender.block(min(questions, (turn + 1) * BLOCK))
     for contender in serving:
         contender.close()
 
