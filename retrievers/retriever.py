@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ class Retriever:
     def __init__(self, root: Path, snapshot: Snapshot, encoder: Encoder | None) -> None:
         self._root = root
         self._snapshot: Snapshot | None = snapshot
+        self._moving = threading.Lock()
         self._encoder = encoder
         self._device: str | None = None
         self._dtype: str | None = None
@@ -267,16 +269,19 @@ class Retriever:
 
     def refresh(self) -> bool:
         """Move to the newest commit; returns whether there was a newer one."""
-        current = self._current
-        newest = Snapshot.open(self._root, current)
-        self._snapshot = newest
-        return newest is not current
+        # One at a time: a slower thread that read an older commit would move the retriever back.
+        with self._moving:
+            current = self._current
+            newest = Snapshot.open(self._root, current)
+            self._snapshot = newest
+            return newest is not current
 
     def close(self) -> None:
         """Release the files. Any further call raises IndexClosedError."""
-        if self._snapshot is not None:
-            self._snapshot.close()
-            self._snapshot = None
+        with self._moving:
+            if self._snapshot is not None:
+                self._snapshot.close()
+                self._snapshot = None
 
     def __enter__(self) -> Self:
         return self

@@ -101,3 +101,35 @@ def test_readers_see_whole_commits_while_a_writer_adds_and_deletes(
                 done.set()
             for reader in readers:
                 reader.result()
+
+
+@every_kind
+def test_what_was_added_stays_seen_while_others_refresh(
+    kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh that was begun before an addition, and ends after it, does not move the retriever back."""
+    monkeypatch.setattr(plaid, "LEAST_TOKENS", 500)
+    given = documents(500)
+    asked = [given[at].text[:30] for at in range(0, 400, 20)]
+    stop = threading.Event()
+    with built(tmp_path / "index", kind, index, given[:400]) as retriever, ThreadPoolExecutor(THREADS) as pool:
+
+        def refresh() -> None:
+            while not stop.is_set():
+                retriever.refresh()
+
+        before = [retriever.search(text, k=5) for text in asked]
+        refreshing = [pool.submit(refresh) for _ in range(2)]
+        searching = [pool.submit(retriever.search, text, k=5) for text in asked * 2]
+        try:
+            retriever.add(given[400:])
+            assert len(retriever) == 500
+            during = [search.result() for search in searching]
+        finally:
+            stop.set()
+        for refreshed in refreshing:
+            refreshed.result()
+        assert len(retriever) == 500
+        after = [retriever.search(text, k=5) for text in asked]
+    for at, hits in enumerate(during):
+        assert hits in (before[at % len(asked)], after[at % len(asked)])
