@@ -25,7 +25,7 @@ EFFORTS = {"nprobe": (4, 8, 16, 32, 64), "candidates": (50, 100, 200, 400, 800, 
 """Values of what an index of ours may be asked with, every pair of them, where its specification leaves them open."""
 PROBED = ((1, 256), (2, 256), (4, 256), (4, 1024), (8, 1024), (8, 4096), (16, 4096), (32, 8192))
 """For fast-plaid, as its ``n_ivf_probe`` and ``n_full_scores``; by default it takes 8 and 4096."""
-RESCORED = (100, 200, 300, 500, 700, 1000, 1500, 2000, 4000)
+RESCORED = (100, 200, 300, 500, 700, 1000, 1500, 2000, 4000, 8000, 16000)
 MEMORY = 2 << 30  # bytes: the budget that an index of ours is built in
 
 Setting = dict[str, int]
