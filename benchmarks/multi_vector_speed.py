@@ -214,7 +214,7 @@ def compare(work: Path, vectors: Path, names: Sequence[str], passages: int, ques
 
 
 def curve(one: Measured, asked: int) -> Iterator[tuple[str, float, Any]]:
-    """Over the first ``asked`` questions each setting, its recall, and CPU milliseconds: mean, median, 99th percentile and the median of wall time."""
+    """Each setting over the first ``asked`` questions: recall, and milliseconds, of CPU mean, p50 and p99, of wall time p50."""
     for setting, answers in one.known["asked"].items():
         cpu, wall = 1e3 * np.array(answers["cpu"][:asked]), 1e3 * np.array(answers["wall"][:asked])
         if len(cpu):
