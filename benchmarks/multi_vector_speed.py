@@ -213,19 +213,19 @@ def compare(work: Path, vectors: Path, names: Sequence[str], passages: int, ques
 # --- tables ---
 
 
-def curve(one: Measured) -> Iterator[tuple[str, float, Any]]:
-    """Each setting, its recall, and CPU milliseconds: mean, median, 99th percentile and the median of wall time."""
+def curve(one: Measured, asked: int) -> Iterator[tuple[str, float, Any]]:
+    """Each setting over the first ``asked`` questions: recall, and milliseconds, of CPU mean, p50 and p99, of wall time p50."""
     for setting, answers in one.known["asked"].items():
-        cpu, wall = 1e3 * np.array(answers["cpu"]), 1e3 * np.array(answers["wall"])
+        cpu, wall = 1e3 * np.array(answers["cpu"][:asked]), 1e3 * np.array(answers["wall"][:asked])
         if len(cpu):
             times = cpu.mean(), np.median(cpu), np.quantile(cpu, 0.99), np.median(wall)
-            yield setting, float(np.mean(answers["recall"])), times
+            yield setting, float(np.mean(answers["recall"][:asked])), times
 
 
-def best(one: Measured) -> list[tuple[str, float, Any]]:
+def best(one: Measured, asked: int) -> list[tuple[str, float, Any]]:
     """The settings that no other one of the contender beats in both recall and mean CPU time."""
     found: list[tuple[str, float, Any]] = []
-    for setting, recall, times in sorted(curve(one), key=lambda at: (at[2][0], -at[1])):
+    for setting, recall, times in sorted(curve(one, asked), key=lambda at: (at[2][0], -at[1])):
         if not found or recall > found[-1][1]:
             found.append((setting, recall, times))
     return found
@@ -235,7 +235,8 @@ def tables(work: Path, vectors: Path, ours: Sequence[str], peers: Sequence[str],
     measured = [Measured(work, vectors, name, passages) for name in (*ours, *peers)]
     offsets = np.load(vectors / "off.npy")
     tokens = int(offsets[passages])
-    asked = max((len(at["cpu"]) for one in measured for at in one.known["asked"].values()), default=0)
+    # Those that everything was asked: a benchmark that was stopped has asked some more.
+    asked = min((len(at["cpu"]) for one in measured for at in one.known["asked"].values()), default=0)
     print(f"\n### {passages:,} passages, {tokens:,} tokens, {asked} questions, one thread\n")
     print("| contender | build CPU s | wall s | most memory, MiB | bytes a token | besides, vectors to rescore |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -252,12 +253,14 @@ def tables(work: Path, vectors: Path, ours: Sequence[str], peers: Sequence[str],
         "| --- | --- | --- | --- | --- | --- | --- |"
     )
     for one in measured:
-        for setting, recall, times in best(one):
+        for setting, recall, times in best(one, asked):
             told = ", ".join(f"{key} {value}" for key, value in json.loads(setting).items()) or "–"
             print(f"| {one.name} | {told} | {recall:.3f} | " + " | ".join(f"{time:.2f}" for time in times) + " |")
     for target in TARGETS:
         cheapest = {
-            one.name: next((at for at in best(one) if at[1] >= target), None) for one in measured if one.known["asked"]
+            one.name: next((at for at in best(one, asked) if at[1] >= target), None)
+            for one in measured
+            if one.known["asked"]
         }
         mine = min(
             (at[2][0] for name, at in cheapest.items() if at and name in ours and name != "maxsim"), default=None
@@ -266,7 +269,9 @@ def tables(work: Path, vectors: Path, ours: Sequence[str], peers: Sequence[str],
         print("| contender | setting | recall@10 | CPU ms, mean | ratio |\n| --- | --- | --- | --- | --- |")
         for name, at in cheapest.items():
             if at is None:
-                most = max((recall for one in measured if one.name == name for _, recall, _ in curve(one)), default=0)
+                most = max(
+                    (recall for one in measured if one.name == name for _, recall, _ in curve(one, asked)), default=0
+                )
                 print(f"| {name} | not reached | {most:.3f} at most | | |")
             else:
                 ratio = f"{at[2][0] / mine:.1f}" if mine else ""
