@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
+from retrievers.assembly import check_memory
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
 from retrievers.encoders import Encoder, check_encoder, check_same, encode_query, load_encoder, open_encoder
@@ -21,7 +22,7 @@ from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
-from retrievers.writer import DEFAULT_MEMORY, Progress, Writer, check_memory
+from retrievers.writer import DEFAULT_MEMORY, Progress, Writer
 
 
 class Retriever:

@@ -7,7 +7,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from retrievers.vectors import TokenVectors, Vectors, concatenate, csr, take
 class Staging:
     """A folder of ``.npz`` files, one a batch of documents; a file that a crash has spoilt is ignored.
 
-    A vector is known by the document's id and the digest of what the encoder saw.
+    A vector is known by the document's id and the digest of what the encoder saw. A file is removed once the last of its
+    documents is committed, so that those of a segment that is still filled stay when the one before is.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
-        self._known: dict[tuple[str, str], tuple[Path, int]] = {}
+        self._known: dict[tuple[str, str], tuple[Path, int]] = {}  # what an earlier process has left
+        self._left: dict[Path, set[str]] = {}  # the ids of each file's documents that are not committed
         self._count = 0
         self._last: tuple[Path, Vectors] | None = None
         for path in sorted(folder.glob("*.npz")):
@@ -38,6 +40,7 @@ class Staging:
                 continue
             for row, key in enumerate(batch[0]):
                 self._known[key] = path, row
+            self._left[path] = {id for id, _ in batch[0]}
 
     def __contains__(self, document: Document) -> bool:
         return bool(self._known) and _key(document) in self._known
@@ -60,14 +63,19 @@ class Staging:
         with temporary.open("wb") as file:
             np.savez(file, keys=keys, **_to_arrays(vectors))
         temporary.replace(path)
+        self._left[path] = {document.id for document in documents}
         self._count += 1
 
-    def clear(self) -> None:
-        """Forget everything: the vectors are committed."""
-        self._known.clear()
-        self._last = None
-        for path in self._folder.iterdir():
-            path.unlink()
+    def forget(self, ids: Set[str]) -> None:
+        """The documents of these ids are committed: remove the files that hold no others."""
+        for path, left in list(self._left.items()):
+            self._left[path] = left - ids
+            if not self._left[path]:
+                del self._left[path]
+                path.unlink()
+        if self._last is not None and self._last[0] not in self._left:
+            self._last = None
+        self._known = {key: place for key, place in self._known.items() if place[0] in self._left}
 
     def remove(self) -> None:
         """Remove the folder."""

@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 from filelock import FileLock, Timeout
 
+from retrievers.assembly import Assembly, Write, check_memory
 from retrievers.documents import Document
 from retrievers.encoders import Encoder, check_same, store_encoder
 from retrievers.errors import (
@@ -26,8 +27,6 @@ from retrievers.errors import (
     EncoderMismatchError,
     IndexExistsError,
     IndexNotFoundError,
-    SpecError,
-    VectorError,
     WriterLockedError,
 )
 from retrievers.indexes.files import seal
@@ -50,20 +49,15 @@ from retrievers.indexes.store import Entry
 from retrievers.readers import entries as placed
 from retrievers.specs import Spec
 from retrievers.staging import Staging
-from retrievers.vectors import Kind, Vectors, check, concatenate, dimension, nbytes, take
+from retrievers.vectors import Kind, Vectors, check, concatenate, take
 
 Progress = Callable[[int], None]
 
 DEFAULT_MEMORY = 2 << 30
-_LEAST_MEMORY = 16 << 20
 _BATCH = 1024  # documents encoded and staged at once: what a stop can cost
 
 _BUILDING = "building"
 _LOCK = "writer.lock"
-
-# What a segment takes while it is built, in bytes of memory per byte of its vectors; measured, rounded up.
-_FACTORS: dict[Kind, float] = {"dense": 4.5, "multi-vector": 4.0, "sparse": 9.0, "lexical": 9.0}
-_PER_DOCUMENT = 1200  # the Python objects of a document, its row in the store and its staging, in bytes
 
 
 class Writer:
@@ -143,28 +137,32 @@ class Writer:
         staging = Staging(self._root / _BUILDING)
         collection = _Collection(self._root, self._spec, self._kind)
         before = self._manifest.documents
-        again = 0
-        pending = _Pending(self._kind, memory)
-        done = 0
-        for batch in _batches(documents):
-            fresh, skipped = collection.without_known(batch)
-            again += skipped
-            pending.refuse_duplicates(fresh)
-            if fresh:
-                pending.extend(fresh, _encode(self._encoder, fresh, staging))
-            done += len(batch)
-            if pending.full:
-                collection.append(self._commit_build(pending))
-                staging.clear()
-            if progress is not None:
-                progress(done)
-        if again != before:
-            raise BuildChangedError(
-                f"the stopped build of {self._root} had indexed {before} documents, and only {again} of them came again: "
-                "go on with the same documents, or remove the folder to begin anew"
-            )
-        if pending.entries:
-            self._commit_build(pending)
+        again = done = 0
+
+        def landed(record: SegmentRecord, entries: Sequence[Entry]) -> None:
+            self._commit((*self._manifest.segments, record))
+            collection.append(record)
+            staging.forget({entry.document.id for entry in entries})
+
+        assembly = Assembly(self._kind, memory, lambda: self._begin_segment(0), landed, more=before > 0)
+        with assembly:
+            for batch in _batches(documents):
+                fresh, skipped = collection.without_known(batch)
+                if skipped:
+                    staging.forget(skipped)  # where the stop came between a commit and this
+                    again += len(skipped)
+                if fresh:
+                    assembly.admit(fresh)
+                    assembly.extend(fresh, _encode(self._encoder, fresh, staging))
+                done += len(batch)
+                if progress is not None:
+                    progress(done)
+            if again != before:
+                raise BuildChangedError(
+                    f"the stopped build of {self._root} had indexed {before} documents, and only {again} of them came "
+                    "again: go on with the same documents, or remove the folder to begin anew"
+                )
+            assembly.finish()
         self._commit(self._manifest.segments, complete=True)
         staging.remove()
         if self._spec.name in PlaidIndex.PARAMETERS and len(self._manifest.segments) > 1:
@@ -174,21 +172,22 @@ class Writer:
         """Index more documents, in one commit; returns how many."""
         self._refuse_unfinished("add to")
         collection = _Collection(self._root, self._spec, self._kind)
-        pending = _Pending(self._kind, memory)
         added: list[SegmentRecord] = []
         done = 0
-        for batch in _batches(documents):
-            collection.refuse_known(batch)
-            pending.refuse_duplicates(batch)
-            pending.extend(batch, _encode(encoder, batch, None))
-            done += len(batch)
-            if pending.full:
-                added.append(self._write(pending, len(added)))
-                collection.append(added[-1])
-            if progress is not None:
-                progress(done)
-        if pending.entries:
-            added.append(self._write(pending, len(added)))
+
+        def landed(record: SegmentRecord, entries: Sequence[Entry]) -> None:
+            added.append(record)
+            collection.append(record)
+
+        with Assembly(self._kind, memory, lambda: self._begin_segment(len(added)), landed) as assembly:
+            for batch in _batches(documents):
+                collection.refuse_known(batch)
+                assembly.admit(batch)
+                assembly.extend(batch, _encode(encoder, batch, None))
+                done += len(batch)
+                if progress is not None:
+                    progress(done)
+            assembly.finish()
         if added:
             self._commit((*self._manifest.segments, *added))
         return done
@@ -251,12 +250,14 @@ class Writer:
     def _next(self) -> str:
         return f"{self._manifest.generation + 1:06d}"
 
-    def _write(self, pending: _Pending, number: int) -> SegmentRecord:
-        vectors = pending.vectors()
+    def _begin_segment(self, number: int) -> Write:
+        """What writes the next segment, in a thread; ``number`` tells those of one commit apart."""
         name, like = f"{self._next}-{number}", self._largest()
-        record = write_segment(self._root, name, pending.entries, vectors, self._spec, self._kind, like)
-        pending.clear()
-        return record
+
+        def write(entries: Sequence[Entry], vectors: Vectors) -> SegmentRecord:
+            return write_segment(self._root, name, entries, vectors, self._spec, self._kind, like)
+
+        return write
 
     def _largest(self) -> Index | None:
         """The index of the largest segment, whose centroids those that follow share; None in kinds without centroids."""
@@ -264,11 +265,6 @@ class Writer:
             return None
         record = max(self._manifest.segments, key=lambda one: one.documents)
         return Segment.open(self._root, record, self._spec, self._kind).index
-
-    def _commit_build(self, pending: _Pending) -> SegmentRecord:
-        record = self._write(pending, 0)
-        self._commit((*self._manifest.segments, record))
-        return record
 
     def _commit(self, segments: tuple[SegmentRecord, ...], complete: bool | None = None) -> None:
         manifest = replace(
@@ -320,13 +316,13 @@ class _Collection:
                 if found is not None and segment.is_live(found.row):
                     raise duplicate(entry.document.id, f"{found.place} (already in the index)", entry.place)
 
-    def without_known(self, batch: Sequence[Entry]) -> tuple[Sequence[Entry], int]:
-        """Leave out what the stopped build has committed; returns the rest and the number left out.
+    def without_known(self, batch: Sequence[Entry]) -> tuple[Sequence[Entry], set[str]]:
+        """Leave out what the stopped build has committed; returns the rest and the ids left out.
 
         Raises DuplicateIdError where an id came from another place, BuildChangedError where its document has changed.
         """
         if not self._segments:
-            return batch, 0
+            return batch, set()
         skipped: set[str] = set()
         for number, segment in enumerate(self._segments):
             known = segment.store.find([entry.document.id for entry in batch])
@@ -345,51 +341,7 @@ class _Collection:
                         f"{self._root} indexed it: go on with the same documents, or remove the folder to begin anew"
                     )
                 skipped.add(entry.document.id)
-        return [entry for entry in batch if entry.document.id not in skipped], len(skipped)
-
-
-class _Pending:
-    """The documents and vectors of the segment that is being filled."""
-
-    def __init__(self, kind: Kind, memory: int) -> None:
-        self._kind = kind
-        self._limit = check_memory(memory)
-        self._places: dict[str, str] = {}
-        self._parts: list[Vectors] = []
-        self._used = 0.0
-        self.entries: list[Entry] = []
-
-    @property
-    def full(self) -> bool:
-        return self._used >= self._limit
-
-    def refuse_duplicates(self, batch: Sequence[Entry]) -> None:
-        """Raise DuplicateIdError, and note the places of these documents."""
-        for entry in batch:
-            first = self._places.get(entry.document.id)
-            if first is not None:
-                raise duplicate(entry.document.id, first, entry.place)
-            self._places[entry.document.id] = entry.place
-
-    def extend(self, batch: Sequence[Entry], vectors: Vectors) -> None:
-        check(vectors, self._kind, len(batch))
-        if self._parts and dimension(vectors) != dimension(self._parts[0]):
-            raise VectorError(
-                f"the encoder gave {dimension(vectors)} dimensions after {dimension(self._parts[0])}: it is broken"
-            )
-        self.entries += batch
-        self._parts.append(vectors)
-        self._used += nbytes(vectors) * _FACTORS[self._kind]
-        self._used += sum(2 * len(e.document.text) + 2 * len(e.document.title) + _PER_DOCUMENT for e in batch)
-
-    def vectors(self) -> Vectors:
-        """All the vectors; they are no longer held here."""
-        parts, self._parts = self._parts, []
-        return concatenate(parts)
-
-    def clear(self) -> None:
-        self.entries, self._parts, self._used = [], [], 0.0
-        self._places.clear()
+        return [entry for entry in batch if entry.document.id not in skipped], skipped
 
 
 def _create(root: Path, encoder: Encoder, spec: Spec) -> None:
@@ -438,13 +390,3 @@ def _same(stored: Document, document: Document) -> bool:
     if stored.text != document.text or stored.title != document.title:
         return False
     return json.dumps(dict(stored.metadata)) == json.dumps(dict(document.metadata))
-
-
-def check_memory(memory: int) -> float:
-    """The budget, in bytes, of the segment under construction; the rest is left to the interpreter and the encoder.
-
-    Raises SpecError where it is too small to hold a batch.
-    """
-    if memory < _LEAST_MEMORY:
-        raise SpecError(f"a memory budget of {memory} bytes is too small: give at least {_LEAST_MEMORY} (16 MiB)")
-    return 0.75 * memory
