@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from retrievers.errors import SpecError, VectorError
 from retrievers.indexes.manifest import SegmentRecord
@@ -87,7 +87,7 @@ class _Breakable(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, at):  # type: ignore[no-untyped-def,override]
+    def __getitem__(self, at: Any) -> Any:
         if self._broken.is_set():
             raise BrokenOffError
         return self._entries[at]

@@ -37,6 +37,7 @@ def encode(
     device: options.Device = None,
     batch_size: options.BatchSize = 256,
     dtype: options.Dtype = None,
+    workers: options.Workers = None,
     language: options.Language = None,
     id_field: options.IdField = None,
     text_field: options.TextField = None,
@@ -59,7 +60,9 @@ def encode(
     if side is Side.query and any((id_field, text_field, title_field, delimiter)):
         raise typer.BadParameter("fields are for documents", param_hint="--as query")
     with Meter("loading the encoder", "texts") as meter:
-        model = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype, language=language)
+        model = load_encoder(
+            encoder, device=device, batch_size=batch_size, dtype=dtype, workers=workers, language=language
+        )
         path, ids_path = _paths(output, SUFFIXES[model.kind], model.kind)
         if side is Side.query:
             texts = _queries(source)

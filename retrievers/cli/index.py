@@ -35,6 +35,7 @@ def build(
     device: options.Device = None,
     batch_size: options.BatchSize = 256,
     dtype: options.Dtype = None,
+    workers: options.Workers = None,
     language: options.Language = None,
     query_language: options.QueryLanguage = None,
     id_field: options.IdField = None,
@@ -65,6 +66,7 @@ def build(
                 device=device,
                 batch_size=batch_size,
                 dtype=dtype,
+                workers=workers,
                 language=language,
                 query_language=query_language,
             )

@@ -31,6 +31,10 @@ Memory = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a model runs: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="The model's numbers: float32, bf16, fp16 or int8.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts that a model encodes at once.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Processes that encode documents, 1 by default; a model is copied."),
+]
 Language = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The texts' language, such as de_DE, for a model with an adapter for each."),

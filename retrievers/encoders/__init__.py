@@ -8,7 +8,7 @@ the index is opened: :func:`load_encoder` reads what a user writes (``"bm25"``, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,7 +60,8 @@ def load_encoder(
     ``spec`` is ``"bm25"`` (with options: ``"bm25(language=german, k1=0.9)"``), a folder or the hub name of a
     sentence-transformers model of any of the three kinds (with options of how it computes: ``"MODEL(backend=openvino,
     dtype=bf16, workers=2, max_batch_tokens=2048)"``), or an encoder, which is returned as it is. ``device``, ``batch_size``,
-    ``dtype``, ``backend`` and ``workers`` are for models, see :class:`retrievers.DenseEncoder`. ``language`` and
+    ``dtype`` and ``backend`` are for models, see :class:`retrievers.DenseEncoder`; ``workers``, the processes that encode
+    documents, is for all. ``language`` and
     ``query_language`` are for models with an adapter for each language (:class:`retrievers.MultiVectorEncoder`).
 
     Raises SpecError for bad options, ModelNotFoundError and EncoderError for what is no model.
@@ -78,20 +79,25 @@ def load_encoder(
             )
         from retrievers.encoders.lexical import LexicalEncoder
 
+        if workers is not None:
+            parsed = Spec(parsed.name, {**parsed.parameters, **_once("workers", workers, parsed.parameters, spec)})
         return LexicalEncoder.from_spec(parsed)
     from retrievers.encoders.model import load_model_encoder
 
     place, options = _model_spec(spec)
     for name, value in (("dtype", dtype), ("backend", backend), ("workers", workers)):
         if value is not None:
-            if name in options:
-                raise SpecError(
-                    f"{str(spec)!r} gives {name}, and it is given as {value!r} beside: leave one of them out"
-                )
-            options[name] = value
+            options |= _once(name, value, options, spec)
     return load_model_encoder(
         place, device=device, batch_size=batch_size, language=language, query_language=query_language, **options
     )
+
+
+def _once(name: str, value: Any, options: Mapping[str, Any], spec: str | Path) -> dict[str, Any]:
+    """An option that is given beside ``spec``, which must not give it as well."""
+    if name in options:
+        raise SpecError(f"{str(spec)!r} gives {name}, and it is given as {value!r} beside: leave one of them out")
+    return {name: value}
 
 
 def _model_spec(spec: str | Path) -> tuple[str | Path, dict[str, Any]]:

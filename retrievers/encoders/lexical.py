@@ -25,6 +25,8 @@ from retrievers.vectors import Kind, csr
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+    from retrievers.encoders.workers import Workers
+
 NAME = "bm25"
 #: The number of columns of lexical vectors; a term's column is a hash of it.
 COLUMNS = 2**62
@@ -61,18 +63,33 @@ class LexicalEncoder:
     stop words of languages that have a list. ``k1`` and ``b`` are those of :class:`retrievers.bm25.Bm25`; they are no
     part of the vectors, nor of the ``fingerprint``.
 
+    With ``workers`` above 1, so many processes encode documents, where there are enough of them; the vectors are the
+    same to the byte. It is no part of the ``spec`` either.
+
     Raises SpecError for an unknown language, or parameters out of range.
     """
 
     kind: Kind = "lexical"
 
-    def __init__(self, *, language: str = "english", k1: float = 1.2, b: float = 0.75, stopwords: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        language: str = "english",
+        k1: float = 1.2,
+        b: float = 0.75,
+        stopwords: bool = True,
+        workers: int = 1,
+    ) -> None:
         if language not in languages():
             raise SpecError(f"bm25: unknown language {language!r}; known are {', '.join(languages())}")
         if not isinstance(stopwords, bool):
             raise SpecError(f"bm25: stopwords={stopwords!r} is neither true nor false")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise SpecError(f"bm25: workers={workers!r} is no number of processes: give 1 or more")
         self.language = language
         self.stopwords = stopwords
+        self.workers = workers
+        self._pool: Workers | None = None
         self.bm25 = Bm25(k1, b)
         self._stop = stop_words(language) if stopwords else frozenset()
         self._stemmer = None if language == "none" else Stemmer.Stemmer(language, 0)
@@ -96,9 +113,10 @@ class LexicalEncoder:
         """
         if spec.name != NAME:
             raise SpecError(f"{spec.name!r} is not the lexical encoder: its name is {NAME!r}")
-        unknown = [name for name in spec.parameters if name not in _DEFAULTS]
+        known = [*_DEFAULTS, "workers"]
+        unknown = [name for name in spec.parameters if name not in known]
         if unknown:
-            raise SpecError(f"{spec}: unknown parameter {', '.join(unknown)}; known are {', '.join(_DEFAULTS)}")
+            raise SpecError(f"{spec}: unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
         return cls(**spec.parameters)  # type: ignore[arg-type]  # the constructor checks the values
 
     @cached_property
@@ -154,9 +172,24 @@ class LexicalEncoder:
     def encode_document(self, texts: Sequence[str]) -> csr_matrix[np.float32]:
         """How often each term occurs in each document: float32 ``[n, 2**62]``, columns ascending within a row.
 
-        Raises EncoderError where ``texts`` is a single string, or holds something else than strings.
+        Raises EncoderError where ``texts`` is a single string, or holds something else than strings, or where a worker
+        process ends.
         """
-        return self._encode(texts)
+        if self.workers == 1 or isinstance(texts, str):
+            return self._encode(texts)
+        pool = self._started()
+        if not pool.enough(texts):
+            return self._encode(texts)
+        for number, text in enumerate(texts):
+            _check_text(number, text)
+        found: Any = pool.encode_document(list(texts))
+        encoded: csr_matrix[np.float32] = found
+        return encoded
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; a later call starts them again."""
+        if self._pool is not None:
+            self._pool.close()
 
     def tokenize(self, text: str) -> list[str]:
         """The terms of a text, in order, repeats and all."""
@@ -168,6 +201,15 @@ class LexicalEncoder:
 
     def _options(self) -> dict[str, str | float | bool]:
         return {"language": self.language, "k1": self.bm25.k1, "b": self.bm25.b, "stopwords": self.stopwords}
+
+    def _started(self) -> Workers:
+        from retrievers.encoders.workers import Workers  # a search needs no processes, nor the time to import them
+
+        with self._lock:
+            if self._pool is None:
+                described = {"kind": self.kind, **self._options()}
+                self._pool = Workers(self.workers, described, self.fingerprint, by_length=False)
+            return self._pool
 
     def _stemmer_version(self) -> str | None:
         if self._stemmer is None:
@@ -200,8 +242,7 @@ class LexicalEncoder:
         columns, lengths = array("q"), array("q")
         lookup = self._columns.__getitem__
         for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise EncoderError(f"text {number} is a {type(text).__name__}, not a string")
+            _check_text(number, text)
             before = len(columns)
             columns.extend(map(lookup, self._words(text)))
             lengths.append(len(columns) - before)
@@ -232,6 +273,11 @@ class _Columns(dict[str, int]):
                 self.clear()
             self[word] = found
         return found
+
+
+def _check_text(number: int, text: object) -> None:
+    if not isinstance(text, str):
+        raise EncoderError(f"text {number} is a {type(text).__name__}, not a string")
 
 
 def _count(columns: array[int], lengths: array[int]) -> _Block:

@@ -1,4 +1,4 @@
-"""Several processes that encode documents with one model, each with a copy of it."""
+"""Several processes that encode documents with one encoder, each with a copy of it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ class Workers:
     """``count`` processes, started at the first use, that each load the encoder which ``make`` describes.
 
     ``make`` holds the arguments of :func:`retrievers.encoders.workers.load`. ``fingerprint`` is that of the encoder
-    which the processes must find there.
+    which the processes must find there. With ``by_length``, texts of like length go together, as models want it; without,
+    texts are shared out in their order.
     """
 
-    def __init__(self, count: int, make: dict[str, Any], fingerprint: str) -> None:
+    def __init__(self, count: int, make: dict[str, Any], fingerprint: str, *, by_length: bool = True) -> None:
         self.count = count
+        self._by_length = by_length
         self._make = make
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
@@ -94,8 +96,9 @@ class Workers:
             raise
 
     def _encode(self, texts: list[str], options: dict[str, Any]) -> Vectors:
-        # Texts of like length together, long ones first: little padding, and short work for whoever is last.
-        order = np.argsort(np.array([-len(text) for text in texts], dtype=np.int64), kind="stable")
+        order = np.arange(len(texts), dtype=np.int64)
+        if self._by_length:  # long ones first: little padding, and short work for whoever is last
+            order = np.argsort(np.array([-len(text) for text in texts], dtype=np.int64), kind="stable")
         size = max(1, min(_MOST, -(-len(texts) // (_SHARES * self.count))))
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         found: list[Vectors | None] = [None] * len(parts)
@@ -118,7 +121,7 @@ class Workers:
                 found[number] = _receive(process, connection)
                 hand(process, connection)
         whole = concatenate([part for part in found if part is not None])
-        return take(whole, np.argsort(np.concatenate(parts), kind="stable").astype(np.int64))
+        return take(whole, np.argsort(order, kind="stable").astype(np.int64)) if self._by_length else whole
 
 
 def _receive(process: Any, connection: Connection) -> Any:
@@ -154,7 +157,7 @@ def _serve(connection: Connection, number: int, count: int, make: dict[str, Any]
         encoder = load(number, count, **make)
         connection.send((False, encoder.fingerprint))
     except _FAILURES as error:
-        connection.send((True, _portable(error, "load the model")))
+        connection.send((True, _portable(error, "load the encoder")))
         return
     while True:
         try:
@@ -168,8 +171,17 @@ def _serve(connection: Connection, number: int, count: int, make: dict[str, Any]
         connection.send(answer)
 
 
-def load(number: int, count: int, *, kind: str, source: str, device: str, threads: int, **options: Any) -> Any:
-    """The encoder of process ``number`` of ``count``; ``cuda`` without a number gives each a GPU in turn."""
+def load(number: int, count: int, *, kind: str, **options: Any) -> Any:
+    """The encoder of process ``number`` of ``count``: a lexical one of these options, or a model."""
+    if kind != "lexical":
+        return _load_model(number, count, kind=kind, **options)
+    from retrievers.encoders.lexical import LexicalEncoder
+
+    return LexicalEncoder(**options)
+
+
+def _load_model(number: int, count: int, *, kind: str, source: str, device: str, threads: int, **options: Any) -> Any:
+    """The model's encoder; ``cuda`` without a number gives each process a GPU in turn."""
     import torch
 
     from retrievers.encoders.model import encoder_class
