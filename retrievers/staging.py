@@ -42,6 +42,10 @@ class Staging:
                 self._known[key] = path, row
             self._left[path] = {id for id, _ in batch[0]}
 
+    def __len__(self) -> int:
+        """How many documents' vectors are kept."""
+        return sum(map(len, self._left.values()))
+
     def __contains__(self, document: Document) -> bool:
         return bool(self._known) and _key(document) in self._known
 

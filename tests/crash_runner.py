@@ -1,7 +1,8 @@
 """Kills writers at random moments and checks what is left; run by test_crashes.py in a process of its own.
 
 Each trial forks a child that changes an index, kills it with SIGKILL after a random time, and then opens the index as a new
-user would: it must verify, hold a whole commit, and take the change again.
+user would: it must verify, hold a whole commit, and take the change again. With ``in-flight`` a build is killed by its own
+encoder, each time a segment is being written while the next is encoded.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hashing import HashEncoder
 
 from retrievers import Document, Retriever, verify
 from retrievers.errors import IndexExistsError, IndexNotFoundError
+from retrievers.indexes.manifest import Manifest
+from retrievers.staging import Staging
+from retrievers.vectors import Kind, Vectors
 
 WORDS = [f"word{n}" for n in range(18)]
 MEMORY = 16 << 20  # the least budget: builds commit many segments
@@ -43,6 +47,8 @@ def killed(change: Callable[[], None], after: float) -> bool:
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+                return True
             if os.waitstatus_to_exitcode(status) != 0:
                 raise SystemExit(f"a writer ended with {os.waitstatus_to_exitcode(status)}")
             return False
@@ -169,5 +175,53 @@ def main(folder: Path, seed: int, wanted: int) -> None:
     print(f"{sum(kills.values())} kills: {kills}")
 
 
+class KillingEncoder(HashEncoder):
+    """Kills its process where it is asked while a segment is in flight; notes in a file how many texts it has encoded."""
+
+    def __init__(self, kind: Kind, root: Path, told: Path) -> None:
+        super().__init__(kind)
+        self.root, self.told = root, told
+
+    def encode_document(self, texts: Sequence[str]) -> Vectors:
+        named = {record.name for record in Manifest.read(self.root).segments}
+        found = {path.name for path in (self.root / "segments").iterdir()} - named
+        if found and named:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with self.told.open("a") as file:
+            file.write(f"{len(texts)}\n")
+        return super().encode_document(texts)
+
+
+def trial_in_flight(folder: Path, kind: Kind) -> None:
+    """No kill in flight may cost the encoding of a batch that was encoded before it."""
+    path, told = folder / "idx", folder / "told"
+    collection = [Document(d.id, d.text + " " + "x" * 3000, metadata=d.metadata) for d in documents(0, 60_000, 4)]
+    kills = 0
+    while kills < 3:
+        if not killed(lambda: build_or_die(path, collection, kind, told), 300.0):
+            break
+        kills += 1
+        ids = state(path, kind)
+        staged = len(Staging(path / "building"))
+        encoded = sum(map(int, told.read_text().split()))
+        if ids != {document.id for document in collection[: len(ids)]} or len(ids) + staged < encoded:
+            raise SystemExit(f"{encoded} were encoded; {len(ids)} are committed, and {staged} are staged")
+        print(f"killed with {len(ids)} committed and {staged} staged")
+    Retriever.build(path, collection, encoder=(last := HashEncoder(kind)), memory=MEMORY).close()
+    if len(state(path, kind)) != len(collection):
+        raise SystemExit("the build was not finished")
+    encoded = sum(map(int, told.read_text().split())) + last.encoded
+    if encoded != len(collection):
+        raise SystemExit(f"{encoded} were encoded, of {len(collection)}")
+    print(f"killed {kills} times, {encoded} were encoded")
+
+
+def build_or_die(path: Path, collection: list[Document], kind: Kind, told: Path) -> None:
+    Retriever.build(path, collection, encoder=KillingEncoder(kind, path, told), memory=MEMORY).close()
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "in-flight":
+        trial_in_flight(Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
+        sys.exit()
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
