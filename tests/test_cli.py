@@ -290,6 +290,21 @@ def test_documents_come_from_standard_input_and_named_columns(tmp_path: Path) ->
         ]
 
 
+def test_workers_build_and_encode_the_same(tmp_path: Path) -> None:
+    values = [{"id": f"d{n}", "text": f"number {n} of many documents about {n % 7} things"} for n in range(300)]
+    source = jsonl(tmp_path / "docs.jsonl", values)
+    for count in (1, 2):
+        index, vectors = tmp_path / f"idx{count}", tmp_path / f"vectors{count}.npz"
+        told = succeed("index", "build", source, "-o", index, "--workers", count)
+        assert "indexed 300 documents" in told
+        succeed("encode", source, "-o", vectors, "--encoder", "bm25", "--workers", count)
+    with np.load(tmp_path / "vectors1.npz") as one, np.load(tmp_path / "vectors2.npz") as two:
+        assert one.files == two.files
+        assert all(one[name].tobytes() == two[name].tobytes() for name in one.files)
+    assert (tmp_path / "idx1" / "manifest.json").read_bytes() == (tmp_path / "idx2" / "manifest.json").read_bytes()
+    assert run("index", "build", source, "-o", tmp_path / "new", "--workers", 0).returncode == 2
+
+
 def test_queries_from_standard_input(small: Path) -> None:
     lines = succeed("search", small, "--queries", "-", "--format", "trec", input=b"q1\tundo\nq2\tTee\n").splitlines()
     assert [line.split()[:4] for line in lines] == [["q1", "Q0", "git", "1"], ["q2", "Q0", "tea", "1"]]
