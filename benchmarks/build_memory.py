@@ -4,8 +4,8 @@ The texts are the passages of a corpus in the form of BEIR, such as benchmarks/d
 at most 28 words; they are streamed, and never in memory together. Anonymous memory (RssAnon of /proc/self/status) is read fifty
 times a second, before the build as well: the budget is for what the build adds, the interpreter and the encoder's memory of
 words come on top. Memory-mapped files are in the peak resident memory, and outside of the budget: the system takes their
-pages back where it needs them. Linux alone has both. The benchmark fails where a build adds more than its budget and
---beside MiB for the encoder.
+pages back where it needs them. Linux alone has both. Each build is followed by a merge under the same budget. The
+benchmark fails where either adds more than the budget and --beside MiB for the encoder.
 
 Run: python benchmarks/build_memory.py CORPUS.jsonl [--texts 2000000] [--memory 2048 256] [--workers 1] [--work FOLDER]
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 PIECE = 28  # words
@@ -47,19 +47,22 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
     size = rows[0][1]["bytes"] / MIB
     print(f"\n{rows[0][1]['texts']:,} texts of {size:,.0f} MiB, {given.workers} worker(s)\n")
-    print("| budget, MiB | s | CPU s | before, MiB | peak anonymous | added | peak resident | segments | on disk, MB |")
+    print("| budget, MiB | | s | CPU s | peak anonymous, MiB | added | peak resident | segments | on disk, MB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for memory, row in rows:
-        print(
-            f"| {memory:,} | {row['seconds']:.0f} | {row['cpu']:.0f} | {row['before']:.0f} | {row['peak']:.0f} | "
-            f"{row['peak'] - row['before']:.0f} | {row['resident']:.0f} | {row['segments']} | {row['disk'] / 1e6:,.0f} |"
-        )
-    over = [memory for memory, row in rows if row["peak"] - row["before"] > memory + given.beside]
+        for name, step in row["steps"].items():
+            print(
+                f"| {memory:,} | {name} | {step['seconds']:.0f} | {step['cpu']:.0f} | {step['peak'] / MIB:.0f} | "
+                f"{(step['peak'] - row['before']) / MIB:.0f} | {step['resident']:.0f} | {step['segments']} | "
+                f"{step['disk'] / 1e6:,.0f} |"
+            )
+    most = {memory: max(step["peak"] for step in row["steps"].values()) - row["before"] for memory, row in rows}
+    over = [memory for memory, added in most.items() if added > (memory + given.beside) * MIB]
     if over:
         sys.exit(f"more was added than the budget and {given.beside} MiB: at {', '.join(map(str, over))} MiB")
 
 
-def measured(given: argparse.Namespace, memory: int, place: Path) -> dict[str, float]:
+def measured(given: argparse.Namespace, memory: int, place: Path) -> dict[str, Any]:
     """What a build in a process of its own tells of itself; the index is checked, and removed."""
     command = [sys.executable, __file__, str(given.corpus), "--build", str(place), "--memory", str(memory)]
     command += ["--texts", str(given.texts), "--workers", str(given.workers)]
@@ -67,7 +70,7 @@ def measured(given: argparse.Namespace, memory: int, place: Path) -> dict[str, f
     if done.returncode:
         sys.exit(f"the build within {memory} MiB ended with exit status {done.returncode} (its errors are above)")
     shutil.rmtree(place)
-    row: dict[str, float] = json.loads(done.stdout)
+    row: dict[str, Any] = json.loads(done.stdout)
     print(json.dumps(row), flush=True)
     return row
 
@@ -84,26 +87,26 @@ def build(given: argparse.Namespace) -> None:
             yield Document(id, text)
 
     encoder = load_encoder("bm25", workers=given.workers)
+    memory = given.memory[0] * MIB
     before = anonymous()
-    peak = Peak()
-    start, spent = time.perf_counter(), os.times()
-    with Retriever.build(given.build, documents(), encoder=encoder, memory=given.memory[0] * MIB) as retriever:
-        seconds, now = time.perf_counter() - start, os.times()
-        most = peak.stop()
+    watch = Watch()
+    with Retriever.build(given.build, documents(), encoder=encoder, memory=memory) as retriever:
+        steps = {"build": watch.stop() | outcome(given.build)}
+        watch = Watch()
+        retriever.merge(memory=memory)
+        steps["merge"] = watch.stop() | outcome(given.build)
         if len(retriever) != given.texts or not retriever.search("documentation", k=10):
             sys.exit(f"the index holds {len(retriever)} documents of the corpus, where {given.texts} were asked for")
-        segments, disk = sum(1 for _ in (given.build / "segments").iterdir()), retriever.size
-    row = {
-        "seconds": seconds,
-        "cpu": now.user + now.system - spent.user - spent.system,  # of this process, without workers
-        "before": before / MIB,
-        "peak": most / MIB,
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "segments": segments,
-        "disk": disk,
-        **told,
+    print(json.dumps({"before": before, "steps": steps, **told}))
+
+
+def outcome(index: Path) -> dict[str, int]:
+    """The number of segments, and the bytes on disk."""
+    files = [path for path in index.rglob("*") if path.is_file()]
+    return {
+        "segments": sum(1 for _ in (index / "segments").iterdir()),
+        "disk": sum(path.stat().st_size for path in files),
     }
-    print(json.dumps(row))
 
 
 def pieces(corpus: Path) -> Iterator[tuple[str, str]]:
@@ -115,11 +118,12 @@ def pieces(corpus: Path) -> Iterator[tuple[str, str]]:
                 yield f"{number}-{at // PIECE}", " ".join(words[at : at + PIECE])
 
 
-class Peak:
-    """The most anonymous memory of this process, sampled by a thread."""
+class Watch:
+    """What this process takes from now on; a thread samples its anonymous memory."""
 
     def __init__(self) -> None:
-        self._most = 0
+        self._most = anonymous()
+        self._start, self._spent = time.perf_counter(), time.process_time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -128,10 +132,13 @@ class Peak:
         while not self._ended.wait(0.02):
             self._most = max(self._most, anonymous())
 
-    def stop(self) -> int:
+    def stop(self) -> dict[str, float]:
+        """Seconds, CPU seconds without those of workers, the peak in bytes, and in MiB that of resident memory so far."""
+        seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._spent
         self._ended.set()
         self._thread.join()
-        return self._most
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"seconds": seconds, "cpu": cpu, "peak": self._most, "resident": resident}
 
 
 def anonymous() -> int:
