@@ -7,6 +7,7 @@ share words are near one another, as with a model. Quality is not measured with 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -114,3 +115,11 @@ def real_texts(corpora: Sequence[Path], count: int) -> Iterator[Document]:
 
 def _read(corpora: Sequence[Path]) -> Iterator[Document]:
     return chain.from_iterable(read_beir(path) if path.is_dir() else read_jsonl(path) for path in corpora)
+
+
+def sized(text: str) -> tuple[str, int]:
+    """An argument of the command line that names a kind and a number of documents."""
+    kind, _, count = text.partition("=")
+    if kind not in KINDS or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=COUNT with a kind of {', '.join(KINDS)}")
+    return kind, int(count)

@@ -1,14 +1,15 @@
-"""Start-up: the import, the command line's help, opening an index of every kind, and the first query beside the later ones.
+"""Start-up: the import, the command line's help, opening an index of every kind, and the first query beside later ones.
 
-Every sample is a fresh process that opens an index and asks ten different questions of a real collection, each process beginning at
-another one, so that each question comes first in one of them. The page cache and Python's compiled files are warm: a first
-round is thrown away. Indexes are built once and kept in ``--work``; bm25 of a million texts takes two minutes and 1 GB.
+Every sample is a fresh process that opens an index and asks ten different questions of a real collection, each process
+beginning at another one, so that each question comes first in one of them. The page cache and Python's compiled files
+are warm: a first round is thrown away. Indexes are built once and kept in ``--work``; ``bm25`` of a million texts takes
+two minutes and 1 GB.
 
 Run: RETRIEVERS_SHARED=... OMP_NUM_THREADS=1 python benchmarks/startup.py --work FOLDER [--texts corpus.jsonl]
          [--documents bm25=1000000 flat=200000 ...]
 
-``--texts`` adds a corpus (benchmarks/debian_passages.py makes a large one) to the Wikipedia introductions; where there are too few
-texts, the longest are cut in two.
+``--texts`` adds a corpus (benchmarks/debian_passages.py makes a large one) to the Wikipedia introductions; where there are
+too few texts, the longest are cut in two.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from beir import folder, queries
-from every_kind import KINDS, kept
+from every_kind import kept, sized
 from machine import describe
 
 QUESTIONS = 10
@@ -99,13 +100,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", type=Path, nargs="*", default=[])
     parser.add_argument("--documents", type=sized, nargs="*", default=[("bm25", 178_000)], metavar="KIND=COUNT")
     return parser.parse_args()
-
-
-def sized(text: str) -> tuple[str, int]:
-    kind, _, count = text.partition("=")
-    if kind not in KINDS or not count.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=COUNT with a kind of {', '.join(KINDS)}")
-    return kind, int(count)
 
 
 def opened(kind: str, index: Path, questions: list[str]) -> dict[str, Any]:

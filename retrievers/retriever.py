@@ -10,7 +10,15 @@ from typing import Any, Self, overload
 
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
-from retrievers.encoders import Encoder, check_encoder, check_same, encode_query, load_encoder, open_encoder, opens_quickly
+from retrievers.encoders import (
+    Encoder,
+    check_encoder,
+    check_same,
+    encode_query,
+    load_encoder,
+    open_encoder,
+    opens_quickly,
+)
 from retrievers.errors import IndexClosedError, QueryError, UnknownIdError, VectorError
 from retrievers.explanations import Explanation, explain
 from retrievers.indexes import bitmaps
