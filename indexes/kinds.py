@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
-from retrievers.errors import SpecError
+from retrievers.errors import MissingDependencyError, SpecError
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
+from retrievers.indexes.exact import import_faiss
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.parameters import Parameter, check_parameters
 from retrievers.indexes.plaid import PlaidIndex
@@ -59,6 +62,18 @@ def index_class(spec: Spec, kind: Kind) -> type[Any]:
     from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
 
     return InvertedIndex if kind == "sparse" else LexicalIndex
+
+
+def import_for(kind: Kind) -> None:
+    """Import now what searches over vectors of a kind take, so that the first is as quick as the next.
+
+    What is not installed is left for the search that needs it to name.
+    """
+    if kind in ("lexical", "sparse"):
+        import_module("scipy.sparse")
+    elif kind == "dense":
+        with suppress(MissingDependencyError):
+            import_faiss()
 
 
 def _known(kind: Kind) -> Mapping[str, Mapping[str, Parameter]]:

@@ -11,11 +11,19 @@ from typing import Any, Self, overload
 from retrievers.assembly import check_memory
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
-from retrievers.encoders import Encoder, check_encoder, check_same, encode_query, load_encoder, open_encoder
+from retrievers.encoders import (
+    Encoder,
+    check_encoder,
+    check_same,
+    encode_query,
+    load_encoder,
+    open_encoder,
+    opens_quickly,
+)
 from retrievers.errors import IndexClosedError, QueryError, UnknownIdError, VectorError
 from retrievers.explanations import Explanation, explain
 from retrievers.indexes import bitmaps
-from retrievers.indexes.kinds import default_index, parse_index_spec
+from retrievers.indexes.kinds import default_index, import_for, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot, Threshold
 from retrievers.queries import check_count
@@ -81,9 +89,10 @@ class Retriever:
     ) -> Self:
         """Open the index at ``path``.
 
-        The encoder that the index names is loaded when it is first needed, on ``device`` and in ``dtype``, and must have
-        the fingerprint that the index was built with. Pass ``encoder`` where it was an object of your own, or to share one
-        between indexes.
+        The encoder that the index names must have the fingerprint that the index was built with. A model is loaded when it
+        is first needed, on ``device`` and in ``dtype``; an encoder whose queries need none is loaded at once, and with it
+        all that the first search would wait for. Pass ``encoder`` where it was an object of your own, or to share one between
+        indexes.
 
         Raises IndexNotFoundError, IndexFormatError, IndexDamagedError (which name the file), EncoderMismatchError.
         """
@@ -93,6 +102,11 @@ class Retriever:
             check_same(check_encoder(encoder), snapshot.manifest.encoder)
         retriever = cls(root, snapshot, encoder)
         retriever._device, retriever._dtype = device, dtype
+        try:
+            retriever._prepare()
+        except BaseException:
+            snapshot.close()
+            raise
         return retriever
 
     @property
@@ -303,6 +317,13 @@ class Retriever:
         if self._snapshot is None:
             raise IndexClosedError(f"the retriever of {self._root} is closed: open it again")
         return self._snapshot
+
+    def _prepare(self) -> None:
+        """Do now what the first search would wait for, as far as that takes no model."""
+        stored = self._current.manifest.encoder
+        import_for(stored["kind"])
+        if self._encoder is None and opens_quickly(stored):
+            self._encoder = open_encoder(stored, self._root / ENCODER, device=self._device, dtype=self._dtype)
 
     def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder

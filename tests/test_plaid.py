@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from retrievers import Document, Retriever
 from retrievers.cli.information import examine, print_information
 from retrievers.errors import IndexDamagedError, SpecError, VectorError
-from retrievers.indexes import bitmaps, plaid, residuals
+from retrievers.indexes import bitmaps, kernels, plaid, residuals
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
@@ -151,6 +154,39 @@ def test_a_batch_gives_what_one_by_one_and_a_loaded_index_give(text: str, tmp_pa
         for other in (alone.rows[0], again.rows[number]):
             np.testing.assert_array_equal(found.rows[number], other)
         np.testing.assert_array_equal(found.scores[number], alone.scores[0])
+
+
+@pytest.mark.parametrize(("granted", "asked", "wanted"), [("3", 30, 3), ("3", 8, 2), ("3", 7, 1), ("1", 30, 1)])
+def test_threads_share_a_batch_and_give_what_one_gives(
+    granted: str, asked: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = built("plaid")
+    ends = queries().offsets[: asked + 1]
+    some = TokenVectors(queries().values[: ends[-1]], ends)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = index.search(some, 10)
+    used = set()
+    propose = PlaidIndex._propose
+
+    def watched(self: PlaidIndex, *arguments: Any) -> Any:
+        used.add(threading.get_ident())
+        time.sleep(0.002)  # so that a thread that starts late finds work left
+        return propose(self, *arguments)
+
+    monkeypatch.setattr(PlaidIndex, "_propose", watched)
+    monkeypatch.setenv("OMP_NUM_THREADS", granted)
+    together = index.search(some, 10)
+    assert len(used) == wanted
+    for first, second in zip((*alone.rows, *alone.scores), (*together.rows, *together.scores), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,1", 2), ("0", None), ("many", None), ("", None)])
+def test_threads_are_those_granted_or_one_a_core(
+    given: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert kernels.threads() == (wanted or len(os.sched_getaffinity(0)))
 
 
 def test_added_documents_are_assigned_to_the_centroids_and_drift_is_told() -> None:

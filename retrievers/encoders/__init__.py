@@ -179,6 +179,12 @@ def store_encoder(encoder: Encoder, folder: Path) -> dict[str, Any]:
     return stored
 
 
+def opens_quickly(stored: dict[str, Any]) -> bool:
+    """Whether :func:`open_encoder` needs no model: for a lexical encoder, and the queries of an inference-free one."""
+    reference = stored["reference"]
+    return isinstance(reference, dict) and (stored["kind"] == "lexical" or bool(reference.get("table")))
+
+
 def open_encoder(
     stored: dict[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
 ) -> Encoder:
