@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.errors import IndexDamagedError
+from retrievers.errors import IndexDamagedError, OpenFilesError
 
 
 def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """Map an array into memory, read-only.
 
     ``dtype`` and ``shape`` (None for a length that any number fits) are what it must have; an array of no elements is
-    read, since nothing can be mapped. Raises IndexDamagedError, which names the file and what it holds instead.
+    read, since nothing can be mapped. Raises IndexDamagedError, which names the file and what it holds instead;
+    OpenFilesError where the system's limit of open files is reached.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise IndexDamagedError(f"{path} is missing: restore it, or build the index again") from None
-    except (ValueError, OSError, EOFError, SyntaxError, OverflowError, MemoryError, TypeError, KeyError) as error:
+    except OSError as error:
+        refuse_open_files(path, error)
+        raise IndexDamagedError(f"{path} cannot be read ({error}): restore it, or build the index again") from error
+    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, TypeError, KeyError) as error:
         raise IndexDamagedError(f"{path} is no array ({error}): restore it, or build the index again") from error
     wanted = np.dtype(dtype)
     fits = isinstance(array, np.ndarray) and array.dtype == wanted and array.ndim == len(shape)
@@ -38,6 +43,15 @@ def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray
     return np.asarray(array)
 
 
+def refuse_open_files(path: Path, error: OSError) -> None:
+    """Raise OpenFilesError where the error says that no more files may be opened."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise OpenFilesError(
+            f"{path} cannot be opened, since the process has as many files open as it may: raise the limit (ulimit -n 4096) "
+            "and merge the index, whose segments take about eight files each; or close other retrievers"
+        ) from error
+
+
 def load_meta(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
     """A JSON object with the ``wanted`` members, whose numbers are finite and 0 or more. Raises IndexDamagedError."""
     try:
@@ -45,6 +59,8 @@ def load_meta(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
     except FileNotFoundError:
         raise IndexDamagedError(f"{path} is missing: restore it, or build the index again") from None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError):
+            refuse_open_files(path, error)
         raise IndexDamagedError(f"{path} is damaged ({error}): restore it, or build the index again") from error
     for name, kind in wanted.items():
         value: Any = meta.get(name) if isinstance(meta, dict) else None

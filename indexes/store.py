@@ -15,6 +15,7 @@ from urllib.parse import quote
 from retrievers.columns import Column, build_columns
 from retrievers.documents import Document, stored_document
 from retrievers.errors import IndexDamagedError
+from retrievers.indexes.arrays import refuse_open_files
 
 NAME = "documents.sqlite"
 
@@ -81,6 +82,10 @@ class DocumentStore:
         self._columns: dict[str, Column | None] = {}
         if not self._path.is_file():
             raise IndexDamagedError(f"{self._path} is missing")
+        try:
+            self._path.open("rb").close()  # SQLite would not say why it cannot
+        except OSError as error:
+            refuse_open_files(self._path, error)
         self._connection = sqlite3.connect(
             f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1",
             uri=True,

@@ -82,6 +82,10 @@ class IndexDamagedError(RetrieversError, ValueError):
     """A file of the index is missing, cut, swapped or changed; the message names it."""
 
 
+class OpenFilesError(RetrieversError, OSError):
+    """The process may open no more files, of which each segment of an index takes about eight."""
+
+
 class IndexClosedError(RetrieversError, ValueError):
     """The retriever was closed."""
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ from retrievers.indexes.segments import (
     write_segment,
 )
 from retrievers.indexes.snapshot import Snapshot
-from retrievers.indexes.store import Entry
+from retrievers.indexes.store import DocumentStore, Entry
 from retrievers.readers import entries as placed
 from retrievers.specs import Spec
 from retrievers.staging import Staging
@@ -135,7 +135,7 @@ class Writer:
         if self._encoder is None:
             raise TypeError("this writer was not begun with begin_build")
         staging = Staging(self._root / _BUILDING)
-        collection = _Collection(self._root, self._spec, self._kind)
+        collection = _Collection(self._root)
         before = self._manifest.documents
         again = done = 0
 
@@ -171,7 +171,7 @@ class Writer:
     def add(self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None) -> int:
         """Index more documents, in one commit; returns how many."""
         self._refuse_unfinished("add to")
-        collection = _Collection(self._root, self._spec, self._kind)
+        collection = _Collection(self._root)
         added: list[SegmentRecord] = []
         done = 0
 
@@ -295,17 +295,26 @@ class Writer:
             shutil.rmtree(self._root / _BUILDING)
 
 
+@dataclass(frozen=True)
+class _Sealed:
+    """A segment that this change has written. Its index is not opened: builds of many segments would run out of files."""
+
+    store: DocumentStore
+
+    def is_live(self, row: int) -> bool:
+        return True
+
+
 class _Collection:
     """The documents that are committed: which ids are taken, and by what."""
 
-    def __init__(self, root: Path, spec: Spec, kind: Kind) -> None:
-        self._root, self._spec, self._kind = root, spec, kind
-        self._snapshot = Snapshot.open(root)
-        self._segments = list(self._snapshot.segments)
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._segments: list[Segment | _Sealed] = list(Snapshot.open(root).segments)
         self._resumed = len(self._segments)
 
     def append(self, record: SegmentRecord) -> None:
-        self._segments.append(Segment.open(self._root, record, self._spec, self._kind))
+        self._segments.append(_Sealed(DocumentStore(self._root / SEGMENTS / record.name, record.documents)))
 
     def refuse_known(self, batch: Sequence[Entry]) -> None:
         """Raise DuplicateIdError where an id is taken by a live document."""

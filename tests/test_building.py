@@ -18,7 +18,7 @@ from hashing import HashEncoder
 
 from retrievers import Document, Retriever, verify
 from retrievers.encoders import load_encoder
-from retrievers.errors import DuplicateIdError, VectorError
+from retrievers.errors import DuplicateIdError, OpenFilesError, VectorError
 from retrievers.indexes.manifest import Manifest
 from retrievers.indexes.segments import write_segment
 from retrievers.staging import Staging
@@ -205,3 +205,50 @@ def test_a_kill_while_a_segment_is_in_flight_costs_no_encoding(kind: Kind, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert "killed 3 times" in done.stdout
+
+
+def open_files() -> set[int]:
+    return {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files as Linux shows them")
+def test_where_no_more_files_may_be_opened_an_error_says_so(tmp_path: Path) -> None:
+    import resource
+
+    root = tmp_path / "index"
+    Retriever.build(root, long_documents(10), encoder="bm25").close()
+    with Retriever.open(root) as retriever:
+        for number in range(3):
+            retriever.add([Document(f"more-{number}", "a few more words")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = open_files()
+    free = [number for number in range(len(taken) + 64) if number not in taken]
+    outcomes = []
+    for more in range(2, 60, 4):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[more], hard))
+        try:
+            Retriever.open(root).close()
+            outcomes.append("opened")
+        except OpenFilesError as error:
+            outcomes.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    refused = [outcome for outcome in outcomes if outcome != "opened"]
+    assert len(refused) > 5
+    assert outcomes[-1] == "opened"
+    assert all("ulimit -n" in outcome and str(root) in outcome for outcome in refused)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files as Linux shows them")
+def test_a_build_of_many_segments_holds_few_files_open(tmp_path: Path) -> None:
+    most = 0
+
+    def watch(done: int) -> None:
+        nonlocal most
+        most = max(most, len(open_files()))
+
+    before = len(open_files())
+    with Retriever.build(tmp_path / "index", long_documents(12_000), memory=MEMORY, progress=watch) as retriever:
+        segments = len(retriever._snapshot.segments)  # type: ignore[union-attr]
+    assert segments > 4
+    assert most - before < 2 * segments + 20
