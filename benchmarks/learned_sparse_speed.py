@@ -34,7 +34,7 @@ from retrievers.specs import Spec
 
 PASSAGES, PART, TOKENS, K, ASKED = 520_000, 20_000, 158, 10, 300
 RECALLS = (0.98, 0.99, 0.997)
-GRID = tuple(itertools.product((3, 5, 8, 12, 20, 40), (1.0, 0.9, 0.8, 0.7, 0.6)))  # query_cut, heap_factor
+GRID = tuple(itertools.product((5, 8, 12, 20, 40), (0.9, 0.7, 0.6, 0.5, 0.4)))  # query_cut, heap_factor
 
 
 def documents(corpus: Path, place: Path) -> Any:
@@ -84,11 +84,11 @@ def questions(corpus: Any) -> dict[str, Any]:
 
 
 def seismic_index(corpus: Any, file: Path) -> Any:
-    """Seismic's index, from the file if there is one (it takes half an hour to build)."""
+    """Seismic's index, from the file if there is one (it takes minutes to build)."""
     from seismic import SeismicIndexRaw
 
-    if Path(f"{file}.index.seismic").exists():
-        return SeismicIndexRaw.load(f"{file}.index.seismic")
+    if file.exists():
+        return SeismicIndexRaw.load(str(file))
     raw = file.with_suffix(".bin")
     with raw.open("wb") as out:
         out.write(struct.pack("<I", corpus.shape[0]))
