@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
 from itertools import pairwise
@@ -157,7 +158,7 @@ class Statistics:
         frequencies = np.zeros(len(queries.indices), np.int64)
         for segment in self._segments:
             frequencies += segment.document_frequencies(queries.indices.astype(np.int64, copy=False))
-        weighted = queries.copy()
+        weighted = copy(queries)  # which shares the arrays
         weighted.data = (queries.data * self._bm25.idf(frequencies, self.documents)).astype(np.float32)
         return weighted
 

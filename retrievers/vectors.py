@@ -12,7 +12,9 @@ kind of encoder           vectors of ``n`` texts
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,10 +103,25 @@ def csr(
     data: NDArray[np.float32], indices: NDArray[np.int64], lengths: NDArray[np.int64], vocabulary: int
 ) -> csr_matrix[np.float32]:
     """A sparse matrix from its non-zeros row by row: values, columns, and the number of non-zeros of each row."""
+    if len(lengths) == 1 and len(data) == len(indices) == lengths[0]:
+        # A single query: what scipy's constructor looks at takes as long as a search of a small index.
+        matrix = copy(_empty_row(vocabulary))
+        dtype = matrix.indices.dtype
+        matrix.data, matrix.indices = data, indices.astype(dtype, copy=False)
+        matrix.indptr = np.array([0, len(data)], dtype)
+        return matrix
     from scipy.sparse import csr_matrix
 
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     return csr_matrix((data, indices, indptr), shape=(len(lengths), vocabulary))
+
+
+@lru_cache(maxsize=16)
+def _empty_row(vocabulary: int) -> csr_matrix[np.float32]:
+    from scipy.sparse import csr_matrix
+
+    nothing = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(2, np.int64)
+    return csr_matrix(nothing, shape=(1, vocabulary))
 
 
 def check(vectors: Any, kind: Kind, n: int) -> None:
