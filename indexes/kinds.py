@@ -9,15 +9,15 @@ from retrievers.errors import SpecError
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
 from retrievers.indexes.maxsim import MaxSimIndex
-from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.indexes.parameters import AnyParameter, Parameter, check_parameters
 from retrievers.indexes.plaid import PlaidIndex
 from retrievers.specs import Spec
 from retrievers.vectors import KINDS, Kind
 
-INVERTED: Mapping[str, Mapping[str, Parameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
+INVERTED: Mapping[str, Mapping[str, AnyParameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
 """The parameters of an index of sparse vectors; that of a lexical encoder, which holds frequencies, takes none."""
 
-PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, Parameter]]] = {
+PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, AnyParameter]]] = {
     "dense": {**FlatIndex.PARAMETERS, **ApproximateIndex.PARAMETERS},
     "sparse": INVERTED,
     "lexical": {"inverted": {}},
@@ -61,7 +61,7 @@ def index_class(spec: Spec, kind: Kind) -> type[Any]:
     return InvertedIndex if kind == "sparse" else LexicalIndex
 
 
-def _known(kind: Kind) -> Mapping[str, Mapping[str, Parameter]]:
+def _known(kind: Kind) -> Mapping[str, Mapping[str, AnyParameter]]:
     if kind not in PARAMETERS:
         raise SpecError(f"{kind!r} is no kind of encoder: there are {', '.join(KINDS)}")
     return PARAMETERS[kind]
