@@ -18,7 +18,7 @@ from retrievers import DenseEncoder, Retriever, read_beir
 from retrievers.vectors import Kind
 
 NAMES = ("medline", "cranfield", "vaswani")
-KINDS = ("flat", "hnsw", "ivf", "ivfpq", "sq8")
+KINDS = ("flat", "hnsw", "ivf", "ivfpq", "rabitq", "sq8", "binary")
 DEPTH = 100
 
 

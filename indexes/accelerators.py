@@ -1,10 +1,11 @@
-"""FAISS indexes that propose candidates: ``hnsw``, ``ivf``, ``ivfpq`` and ``sq8``.
+"""FAISS indexes that propose candidates: ``hnsw``, ``ivf``, ``ivfpq``, ``rabitq``, ``sq8`` and ``binary``.
 
 What they propose for a query depends on the query and on the built index, never on the other queries of the batch or on
 threads: FAISS searches graphs and lists query by query, and :func:`propose` keeps it from switching to matrix products
 when it chooses the lists.
 
-Sources: HNSW, Malkov and Yashunin, 2018; inverted lists and product quantisation, Jégou et al., 2011.
+Sources: HNSW, Malkov and Yashunin, 2018; inverted lists and product quantisation, Jégou et al., 2011; RaBitQ, Gao
+and Long, 2024 (without its random rotation, which on vectors of MiniLM costs time and finds no more).
 """
 
 from __future__ import annotations
@@ -19,27 +20,37 @@ from numpy.typing import NDArray
 from retrievers.errors import IndexDamagedError, SpecError
 from retrievers.indexes.bitmaps import Bitmap, cardinality
 from retrievers.indexes.exact import StoredVectors, import_faiss
-from retrievers.indexes.parameters import AUTO, Parameter
+from retrievers.indexes.parameters import AUTO, AnyParameter, Fraction, Parameter
+from retrievers.indexes.signs import SignCodes
 from retrievers.specs import Spec, Value
 
+TUNED = ("ef_search", "nprobe", "candidates")
+"""The parameters that a target for the recall sets, in the kinds that have them."""
+
+_RECALL = {"recall": Fraction(TUNED)}
+_CANDIDATES = {"candidates": Parameter(AUTO, 1, 1_000_000)}
 _LISTS = {
     "nlist": Parameter(AUTO, 1, 1 << 24),
     "nprobe": Parameter(AUTO, 1, 1 << 24),
 }
-PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
+PARAMETERS: Mapping[str, Mapping[str, AnyParameter]] = {
     "hnsw": {
         "m": Parameter(32, 2, 512),
         "ef_construction": Parameter(200, 1, 100_000),
         "ef_search": Parameter(64, 1, 1_000_000),
+        **_RECALL,
     },
-    "ivf": _LISTS,
+    "ivf": {**_LISTS, **_RECALL},
     "ivfpq": {
         **_LISTS,
         "m": Parameter(AUTO, 1, 1 << 16),
         "nbits": Parameter(8, 4, 12),
-        "candidates": Parameter(AUTO, 1, 1_000_000),
+        **_CANDIDATES,
+        **_RECALL,
     },
-    "sq8": {},
+    "rabitq": {**_LISTS, "nbits": Parameter(1, 1, 8), **_CANDIDATES, **_RECALL},
+    "sq8": {**_CANDIDATES, **_RECALL},
+    "binary": {**_CANDIDATES, **_RECALL},
 }
 """The parameters of each approximate kind."""
 
@@ -48,6 +59,7 @@ POINTS = 39
 
 _TRAINED = 64  # vectors for each list that k-means looks at: more make it slower, hardly better
 _SEED = 1234
+_QUERY_BITS = 8  # of rabitq: a query in fewer is no quicker; one that is not quantised takes forty times as long
 _TOGETHER = 4  # queries whose lists are chosen together: of more FAISS multiplies matrices, which rounds differently
 
 
@@ -56,7 +68,9 @@ def settings(spec: Spec, n: int, dimension: int) -> dict[str, int]:
 
     Raises SpecError where ``m`` of ``ivfpq`` does not divide ``dimension``.
     """
-    given: dict[str, Value] = {key: what.default for key, what in PARAMETERS[spec.name].items()} | spec.parameters
+    known = PARAMETERS[spec.name]
+    given: dict[str, Value] = {key: what.default for key, what in known.items() if what.default is not None}
+    given |= {key: value for key, value in spec.parameters.items() if key != "recall"}
     chosen = {key: int(value) for key, value in given.items() if value != AUTO}
     if "nlist" in given:
         most = max(1, n // POINTS)
@@ -81,6 +95,8 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
     chosen = settings(spec, n, dimension)
     if n == 0 or (spec.name == "ivfpq" and n < 2 ** chosen["nbits"]):
         return None
+    if spec.name == "binary":
+        return SignCodes.build(stored.values)
     if spec.name == "hnsw":
         index = faiss.IndexHNSWFlat(dimension, chosen["m"], faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = chosen["ef_construction"]
@@ -90,6 +106,10 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
         coarse = faiss.IndexFlatIP(dimension)
         if spec.name == "ivf":
             index = faiss.IndexIVFFlat(coarse, dimension, chosen["nlist"], faiss.METRIC_INNER_PRODUCT)
+        elif spec.name == "rabitq":
+            index = faiss.IndexIVFRaBitQ(
+                coarse, dimension, chosen["nlist"], faiss.METRIC_INNER_PRODUCT, True, chosen["nbits"]
+            )
         else:
             index = faiss.IndexIVFPQ(
                 coarse, dimension, chosen["nlist"], chosen["m"], chosen["nbits"], faiss.METRIC_INNER_PRODUCT
@@ -102,27 +122,30 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
         index.cp.spherical = True
     index.train(stored.values)
     index.add(stored.values)
-    return ready(index, chosen)
+    return ready(index)
 
 
-def ready(index: Any, chosen: Mapping[str, int]) -> Any:
+def ready(index: Any) -> Any:
     """Set what a search needs and a file does not keep."""
-    if "nprobe" in chosen:
-        index.nprobe = chosen["nprobe"]
+    if hasattr(index, "qb"):
+        index.qb = _QUERY_BITS
     return index
 
 
 def candidates(chosen: Mapping[str, int], name: str, k: int) -> int:
     """How many candidates to ask for ``k`` hits: the coarser the codes, the more."""
-    if name == "ivfpq":
-        return max(chosen.get("candidates", 100 + 10 * k), k)
-    return k + 32 + k if name == "sq8" else k + 8
+    if "candidates" not in PARAMETERS[name]:
+        return k + 8
+    automatic = {"ivfpq": 100 + 10 * k, "rabitq": 100 + 10 * k, "sq8": 32 + 2 * k, "binary": 200 + 20 * k}
+    return max(chosen.get("candidates", automatic[name]), k)
 
 
 def propose(
     index: Any, chosen: Mapping[str, int], queries: NDArray[np.float32], count: int, live: Bitmap | None
 ) -> NDArray[np.int64]:
     """``count`` candidates for each query, int64 ``[queries, count]``, -1 where there are fewer."""
+    if isinstance(index, SignCodes):
+        return index.propose(queries, count, live)
     faiss = import_faiss()
     options = {} if live is None else {"sel": faiss.IDSelectorBitmap(np.ascontiguousarray(live))}
     if "ef_search" in chosen:
@@ -131,16 +154,18 @@ def propose(
             effort = effort * index.ntotal // max(1, cardinality(live))
         parameters = faiss.SearchParametersHNSW(efSearch=effort, **options)
     elif "nlist" in chosen:
-        return _from_lists(index, queries, count, options)
+        return _from_lists(index, chosen, queries, count, options)
     else:
         parameters = faiss.SearchParameters(**options)
     rows: NDArray[np.int64] = index.search(queries, count, params=parameters)[1]
     return rows
 
 
-def _from_lists(index: Any, queries: NDArray[np.float32], count: int, options: dict[str, Any]) -> NDArray[np.int64]:
+def _from_lists(
+    index: Any, chosen: Mapping[str, int], queries: NDArray[np.float32], count: int, options: dict[str, Any]
+) -> NDArray[np.int64]:
     faiss = import_faiss()
-    coarse, probes = index.quantizer, index.nprobe
+    coarse, probes = index.quantizer, chosen["nprobe"]
     found = [coarse.search(queries[at : at + _TOGETHER], probes) for at in range(0, len(queries), _TOGETHER)]
     nearness = np.concatenate([nearness for nearness, _ in found])
     lists = np.concatenate([lists for _, lists in found])
@@ -155,7 +180,9 @@ def _from_lists(index: Any, queries: NDArray[np.float32], count: int, options: d
 def write(index: Any, path: Path) -> None:
     """Write a FAISS index; a graph without its vectors, which are stored already."""
     faiss = import_faiss()
-    if isinstance(index, faiss.IndexHNSW):
+    if isinstance(index, SignCodes):
+        index.write(path)
+    elif isinstance(index, faiss.IndexHNSW):
         faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE)
     else:
         faiss.write_index(index, str(path))
@@ -170,6 +197,9 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
     faiss = import_faiss()
     if not path.is_file():
         raise _damaged(path, "is missing")
+    n, dimension = stored.values.shape
+    if spec.name == "binary":
+        return SignCodes.read(path, n, dimension)
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
@@ -178,10 +208,10 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
         "hnsw": faiss.IndexHNSWFlat,
         "ivf": faiss.IndexIVFFlat,
         "ivfpq": faiss.IndexIVFPQ,
+        "rabitq": faiss.IndexIVFRaBitQ,
         "sq8": faiss.IndexScalarQuantizer,
     }
     held = type(index).__name__, index.ntotal, index.d, index.metric_type
-    n, dimension = stored.values.shape
     wanted = kinds[spec.name].__name__, n, dimension, faiss.METRIC_INNER_PRODUCT
     if held != wanted:
         raise _damaged(path, f"holds {held} (type, vectors, dimension, metric) where {wanted} belong")
@@ -196,7 +226,9 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
     chosen = settings(spec, n, dimension)
     if "nlist" in chosen and (index.nlist != chosen["nlist"] or index.quantizer.ntotal != index.nlist):
         raise _damaged(path, f"has {index.nlist} lists where {chosen['nlist']} belong")
-    return ready(index, chosen)
+    if spec.name == "rabitq" and index.rabitq.nb_bits != chosen["nbits"]:
+        raise _damaged(path, f"has codes of {index.rabitq.nb_bits} bits where {chosen['nbits']} belong")
+    return ready(index)
 
 
 def _check_graph(graph: Any, n: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The kinds ``hnsw``, ``ivf``, ``ivfpq`` and ``sq8``: FAISS proposes, the stored vectors decide."""
+"""The kinds ``hnsw``, ``ivf``, ``ivfpq``, ``rabitq``, ``sq8`` and ``binary``: FAISS proposes, the stored vectors decide."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retrievers.indexes.dense import load_stored, save_stored
 from retrievers.indexes.exact import StoredVectors, check_search, nothing, place
 from retrievers.indexes.parameters import check_parameters
 from retrievers.indexes.protocol import Found
+from retrievers.indexes.tuning import DEPTH, LEAST, Tuned, tune
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
 
@@ -31,7 +32,14 @@ class ApproximateIndex:
     - ``ivf(nlist=auto, nprobe=auto)``: lists around ``nlist`` centroids, of which ``nprobe`` are searched.
     - ``ivfpq(nlist=auto, nprobe=auto, m=auto, nbits=8, candidates=auto)``: lists of ``m`` codes of ``nbits`` bits;
       ``candidates`` are scored exactly (by default 100 + 10 k).
-    - ``sq8``: a scan of codes of 8 bits a dimension.
+    - ``rabitq(nlist=auto, nprobe=auto, nbits=1, candidates=auto)``: lists of RaBitQ codes of ``nbits`` bits a dimension
+      (by default 100 + 10 k candidates).
+    - ``sq8(candidates=auto)``: a scan of codes of 8 bits a dimension (by default 32 + 2 k).
+    - ``binary(candidates=auto)``: a scan of codes of one bit a dimension, by Hamming distance (by default 200 + 20 k).
+
+    All of them take ``recall``, such as ``hnsw(recall=0.95)``: ``ef_search``, ``nprobe`` and ``candidates`` are then set
+    when the index is built, to find that share of the ten best; see :mod:`retrievers.indexes.tuning`. For more than ten
+    hits, ``ef_search`` and ``candidates`` grow in proportion.
 
     A search with a filter is exact, and so is one for which FAISS proposes fewer candidates than hits are wanted, or
     with more than three of four rows deleted.
@@ -42,12 +50,15 @@ class ApproximateIndex:
 
     PARAMETERS = accelerators.PARAMETERS
 
-    def __init__(self, stored: StoredVectors, spec: Spec, index: Any | None) -> None:
+    def __init__(self, stored: StoredVectors, spec: Spec, index: Any | None, tuned: Tuned | None = None) -> None:
         self.spec = spec
         self.size, self.dimension = stored.values.shape
         self._stored = stored
         self._index = index
+        self._tuned = tuned
         self._settings = accelerators.settings(spec, self.size, self.dimension)
+        if tuned is not None:
+            self._settings |= tuned.values
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -55,9 +66,15 @@ class ApproximateIndex:
         return self._stored.values
 
     @property
-    def settings(self) -> dict[str, int]:
-        """The parameters in force, those left to choose included."""
-        return dict(self._settings)
+    def settings(self) -> dict[str, float]:
+        """The parameters in force, those left to choose included.
+
+        Of an index that was built for a recall also ``recall``, what was reached, and ``recall_queries``, by how many
+        queries; neither where it is scanned, since that is exact.
+        """
+        if self._tuned is None:
+            return dict(self._settings)
+        return {**self._settings, "recall": self._tuned.recall, "recall_queries": self._tuned.queries}
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -66,19 +83,28 @@ class ApproximateIndex:
         Raises VectorError, SpecError.
         """
         check_parameters(spec, cls.PARAMETERS)
-        stored = StoredVectors.of(vectors)
-        return cls(stored, spec, accelerators.train(stored, spec))
+        return cls._trained(StoredVectors.of(vectors), spec)
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]], spec: Spec) -> Self:
-        """See :class:`retrievers.indexes.protocol.Index`; what proposes candidates is trained anew."""
+        """See :class:`retrievers.indexes.protocol.Index`; what proposes candidates is trained, and tuned, anew."""
         check_parameters(spec, cls.PARAMETERS)
-        stored = StoredVectors.gathered([(part._stored, rows) for part, rows in parts])
-        return cls(stored, spec, accelerators.train(stored, spec))
+        return cls._trained(StoredVectors.gathered([(part._stored, rows) for part, rows in parts]), spec)
+
+    @classmethod
+    def _trained(cls, stored: StoredVectors, spec: Spec) -> Self:
+        accelerators.settings(spec, *stored.values.shape)  # refuses what does not fit, however few vectors there are
+        if "recall" not in spec.parameters:
+            return cls(stored, spec, accelerators.train(stored, spec))
+        index = accelerators.train(stored, spec) if len(stored.values) >= LEAST else None
+        return cls(stored, spec, index, None if index is None else tune(stored, index, spec))
 
     def save(self, folder: Path) -> None:
         """Write the index's files into an existing empty folder."""
-        save_stored(folder, self._stored, {"accelerated": int(self._index is not None)})
+        more: dict[str, Any] = {"accelerated": int(self._index is not None)}
+        if self._tuned is not None:
+            more["tuned"] = self._tuned.to_json()
+        save_stored(folder, self._stored, more)
         if self._index is not None:
             accelerators.write(self._index, folder / _FILE)
 
@@ -89,8 +115,10 @@ class ApproximateIndex:
         stored, meta = load_stored(folder)
         if meta.get("accelerated") not in (0, 1):
             raise IndexDamagedError(f"{folder} does not tell whether {_FILE} belongs to it: build the index again")
-        index = accelerators.read(folder / _FILE, stored, spec) if meta["accelerated"] else None
-        return cls(stored, spec, index)
+        if not meta["accelerated"]:
+            return cls(stored, spec, None)
+        tuned = Tuned.from_json(meta.get("tuned"), spec, str(folder)) if "recall" in spec.parameters else None
+        return cls(stored, spec, accelerators.read(folder / _FILE, stored, spec), tuned)
 
     def search(self, queries: Vectors, k: int, *, allowed: Bitmap | None = None, live: Bitmap | None = None) -> Found:
         """The best ``k`` rows by inner product, as far as they are found, for each query (float32 ``[queries, dim]``).
@@ -100,7 +128,7 @@ class ApproximateIndex:
         """
         mask = check_search(k, self.size, allowed, live)
         permitted = self.size if mask is None else bitmaps.cardinality(mask)
-        count = accelerators.candidates(self._settings, self.spec.name, k)
+        count = self._candidates(k)
         if allowed is not None or self._index is None or count >= permitted or permitted * _SCANNED < self.size:
             return self._stored.scan(queries, k, mask)
         values, _ = self._stored.check_queries(queries)
@@ -112,8 +140,16 @@ class ApproximateIndex:
             found.scores.extend(best.scores)
         return found
 
+    def _candidates(self, k: int) -> int:
+        if self._tuned is not None and k > DEPTH and "candidates" in self._settings:
+            return -(-self._settings["candidates"] * k // DEPTH)
+        return accelerators.candidates(self._settings, self.spec.name, k)
+
     def _search(self, queries: NDArray[np.float32], k: int, count: int, permitted: int, mask: Bitmap | None) -> Found:
-        rows = accelerators.propose(self._index, self._settings, queries, count, mask)
+        chosen = self._settings
+        if self._tuned is not None and k > DEPTH and "ef_search" in chosen:
+            chosen = {**chosen, "ef_search": -(-chosen["ef_search"] * k // DEPTH)}
+        rows = accelerators.propose(self._index, chosen, queries, count, mask)
         proposed = rows >= 0
         enough = proposed.sum(axis=1) >= min(k, permitted)
         proposed &= enough[:, None]

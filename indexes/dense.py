@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retrievers.indexes.arrays import load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import StoredVectors, check_search
-from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.indexes.parameters import AnyParameter, check_parameters
 from retrievers.indexes.protocol import Found
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
@@ -24,7 +24,7 @@ _META = "dense.json"
 class FlatIndex:
     """Dense vectors, float32, by inner product: ``flat``, without parameters."""
 
-    PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {"flat": {}}
+    PARAMETERS: Mapping[str, Mapping[str, AnyParameter]] = {"flat": {}}
 
     def __init__(self, stored: StoredVectors, spec: Spec) -> None:
         self.spec = spec

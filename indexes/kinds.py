@@ -12,15 +12,15 @@ from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
 from retrievers.indexes.exact import import_faiss
 from retrievers.indexes.maxsim import MaxSimIndex
-from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.indexes.parameters import AnyParameter, Parameter, check_parameters
 from retrievers.indexes.plaid import PlaidIndex
 from retrievers.specs import Spec
 from retrievers.vectors import KINDS, Kind
 
-INVERTED: Mapping[str, Mapping[str, Parameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
+INVERTED: Mapping[str, Mapping[str, AnyParameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
 """The parameters of an index of sparse vectors; that of a lexical encoder, which holds frequencies, takes none."""
 
-PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, Parameter]]] = {
+PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, AnyParameter]]] = {
     "dense": {**FlatIndex.PARAMETERS, **ApproximateIndex.PARAMETERS},
     "sparse": INVERTED,
     "lexical": {"inverted": {}},

@@ -34,7 +34,7 @@ from retrievers.indexes.exact import (
     settle,
     sift,
 )
-from retrievers.indexes.parameters import Parameter, check_parameters
+from retrievers.indexes.parameters import AnyParameter, Parameter, check_parameters
 from retrievers.indexes.protocol import Found
 from retrievers.specs import Spec
 from retrievers.vectors import TokenVectors, Vectors, check, take
@@ -60,7 +60,7 @@ class MaxSimIndex:
     without tokens finds nothing.
     """
 
-    PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
+    PARAMETERS: Mapping[str, Mapping[str, AnyParameter]] = {
         "maxsim": {"dtype": Parameter("float16", choices=tuple(_DTYPES))}
     }
 

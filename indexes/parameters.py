@@ -13,6 +13,20 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class Fraction:
+    """A parameter that is a fraction above 0 and below 1, not given by default; it ``sets`` others, which it excludes."""
+
+    sets: tuple[str, ...] = ()
+    default: None = None
+
+    def __str__(self) -> str:
+        return "a fraction between 0 and 1, such as 0.95"
+
+    def accepts(self, value: Value) -> bool:
+        return type(value) is float and 0 < value < 1
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter: a whole number from ``low`` to ``high``, or one of ``choices``; ``default`` where it is not given.
 
@@ -36,7 +50,10 @@ class Parameter:
         return (type(value) is int and self.low <= value <= self.high) or (self.default == AUTO and value == AUTO)
 
 
-def check_parameters(spec: Spec, known: Mapping[str, Mapping[str, Parameter]]) -> None:
+AnyParameter = Parameter | Fraction
+
+
+def check_parameters(spec: Spec, known: Mapping[str, Mapping[str, AnyParameter]]) -> None:
     """Refuse a specification whose name is not among ``known``, or whose parameters are not those of that name.
 
     Raises SpecError, which tells what there is.
@@ -49,9 +66,12 @@ def check_parameters(spec: Spec, known: Mapping[str, Mapping[str, Parameter]]) -
             raise SpecError(f"{spec}: {spec.name} has no parameter {name!r}{_instead(name, parameters)}")
         if not parameters[name].accepts(value):
             raise SpecError(f"{spec}: {name} is {value!r}, and must be {parameters[name]}")
+        for other in getattr(parameters[name], "sets", ()):
+            if spec.parameters.get(other, AUTO) != AUTO:
+                raise SpecError(f"{spec}: {name} sets {other}, which is given as well: leave one of them out")
 
 
-def _instead(name: str, parameters: Mapping[str, Parameter]) -> str:
+def _instead(name: str, parameters: Mapping[str, AnyParameter]) -> str:
     if not parameters:
         return ": it takes none"
     near = get_close_matches(name, parameters, n=1)

@@ -32,7 +32,7 @@ from retrievers.indexes.maxsim import (
     portions,
     take_queries,
 )
-from retrievers.indexes.parameters import AUTO, Parameter, check_parameters
+from retrievers.indexes.parameters import AUTO, AnyParameter, Parameter, check_parameters
 from retrievers.indexes.pooling import pool
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.residuals import MOST_CENTROIDS, Codec, Codes, sample_size
@@ -67,7 +67,7 @@ class PlaidIndex(MaxSimIndex):
     anew what the codes stand for.
     """
 
-    PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
+    PARAMETERS: Mapping[str, Mapping[str, AnyParameter]] = {
         "plaid": {
             "bits": Parameter(2, choices=(1, 2, 4)),
             "vectors": Parameter("float16", choices=("float16", "none")),

@@ -22,7 +22,7 @@ from retrievers.indexes.exact import StoredVectors
 from retrievers.indexes.kinds import default_index, index_class, parse_index_spec
 from retrievers.specs import Spec
 
-APPROXIMATE = ["hnsw", "ivf", "ivfpq", "sq8"]
+APPROXIMATE = ["hnsw", "ivf", "ivfpq", "rabitq", "sq8", "binary"]
 FLAT = Spec("flat")
 
 
@@ -251,7 +251,7 @@ def test_specifications_are_checked() -> None:
     kinds = ("dense", "sparse", "lexical", "multi-vector")
     assert [str(default_index(kind)) for kind in kinds] == ["flat", "inverted", "inverted", "maxsim"]
     for text, kind, message in [
-        ("hnsww", "dense", "no 'hnsww'; the indexes for dense vectors are flat, hnsw, ivf, ivfpq, sq8"),
+        ("hnsww", "dense", "no 'hnsww'; the indexes for dense vectors are flat, hnsw, ivf, ivfpq, rabitq, sq8, binary"),
         ("inverted", "dense", "takes vectors of sparse and lexical encoders; the indexes for dense vectors are flat"),
         ("flat", "sparse", "takes vectors of dense encoders; the indexes for sparse vectors are inverted"),
         ("hnsw", "multi-vector", "the indexes for multi-vector vectors are maxsim"),
@@ -262,6 +262,12 @@ def test_specifications_are_checked() -> None:
         ("hnsw(m=true)", "dense", "m is True"),
         ("hnsw(m=auto)", "dense", "m is 'auto'"),
         ("ivf(nlist=many)", "dense", "must be a whole number from 1 to 16777216, or auto"),
+        ("hnsw(recall=1)", "dense", "recall is 1, and must be a fraction between 0 and 1"),
+        ("hnsw(recall=1.5)", "dense", "recall is 1.5"),
+        ("flat(recall=0.9)", "dense", "no parameter 'recall'"),
+        ("hnsw(recall=0.9, ef_search=64)", "dense", "recall sets ef_search, which is given as well"),
+        ("ivf(nprobe=3, recall=0.9)", "dense", "recall sets nprobe"),
+        ("ivfpq(recall=0.9, candidates=30)", "dense", "recall sets candidates"),
         ("maxsim(dtype=int4)", "multi-vector", "must be float16 or int8"),
         ("inverted(bits=4)", "sparse", "must be 8 or 16"),
         ("inverted(bits=16)", "lexical", "no parameter 'bits'"),
@@ -378,8 +384,11 @@ def test_files_that_do_not_fit_are_found_when_opening(spec: str, tmp_path: Path)
     for number, (other, message) in enumerate(
         [
             (fresh("fewer", n=399), "399"),
-            (fresh("wider", dimension=20), "20"),
-            (fresh("other", other="hnsw" if spec == "sq8" else "sq8"), "IndexScalarQuantizer|IndexHNSW"),
+            (fresh("wider", dimension=20), "24" if spec == "binary" else "20"),  # bits come in whole bytes
+            (
+                fresh("other", other="hnsw" if spec == "sq8" else "sq8"),
+                "IndexScalarQuantizer|IndexHNSW|is no FAISS index",
+            ),
         ]
     ):
         place = fresh(f"index {number}")

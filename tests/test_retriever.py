@@ -44,7 +44,9 @@ INDEXES = [
     ("dense", "hnsw"),
     ("dense", "ivf"),
     ("dense", "ivfpq"),
+    ("dense", "rabitq"),
     ("dense", "sq8"),
+    ("dense", "binary"),
     ("multi-vector", "maxsim"),
     ("multi-vector", "maxsim(dtype=int8)"),
 ]

@@ -1,0 +1,206 @@
+"""A target for the recall: how thoroughly an index must search, found out on vectors of its own collection.
+
+Some rows are drawn, left out of what is searched, and asked for as if they were queries; the truth is an exhaustive scan.
+The cheapest setting that finds at least the wanted share of their ten best is taken. It is a function of the vectors and of
+the built index alone: costs are counted, never timed. Queries that are distributed unlike the documents (questions, where
+those are passages) may find less.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrievers.errors import IndexDamagedError
+from retrievers.indexes import accelerators, bitmaps
+from retrievers.indexes.bitmaps import Bitmap
+from retrievers.indexes.exact import StoredVectors, import_faiss
+from retrievers.specs import Spec
+
+DEPTH = 10
+"""The recall is that of so many best rows."""
+
+LEAST = 500
+"""Fewer vectors than this are scanned: too few are left to draw queries from."""
+
+_SAMPLE = 1000  # rows that are drawn, of ten times as many or more; else every tenth. The standard error is then .003
+_TIED = 64  # rows looked at for others that score what the last of the ten best scores
+_SEED = 4321
+_GROWTH = 1.19  # from one setting that is tried to the next: four steps double it
+_MOST_EFFORT = 1 << 14
+_CANDIDATES = 2000  # looked at for each number of probes; more only where all lists are searched
+_RESCORING = 32  # codes that are compared in the time in which one candidate is scored exactly
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a target for the recall led to: the recall reached, by how many queries, and the parameters set for it."""
+
+    recall: float
+    queries: int
+    values: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"recall": self.recall, "queries": self.queries, "values": self.values}
+
+    @classmethod
+    def from_json(cls, value: Any, spec: Spec, place: str) -> Self:
+        """Read what :meth:`to_json` gave, for an index of ``spec``. Raises IndexDamagedError, naming the place."""
+        known = [name for name in accelerators.TUNED if name in accelerators.PARAMETERS[spec.name]]
+        if isinstance(value, dict) and sorted(value) == ["queries", "recall", "values"]:
+            recall, queries, values = value["recall"], value["queries"], value["values"]
+            sound = type(recall) is float and 0 <= recall <= 1 and type(queries) is int and queries > 0
+            sound = sound and isinstance(values, dict) and sorted(values) == sorted(known)
+            if sound and all(type(number) is int and 1 <= number < 1 << 31 for number in values.values()):
+                return cls(recall, queries, values)
+        raise IndexDamagedError(f"{place} does not tell how the index was tuned: build the index again")
+
+
+def tune(stored: StoredVectors, index: Any, spec: Spec) -> Tuned:
+    """The cheapest parameters of ``index`` that reach the recall of ``spec``, or the best ones where none does."""
+    n, dimension = stored.values.shape
+    wanted = float(spec.parameters["recall"])
+    chosen = accelerators.settings(spec, n, dimension)
+    barred = {int(index.hnsw.entry_point)} if spec.name == "hnsw" else set()
+    sample = np.random.default_rng(_SEED).choice(n, min(_SAMPLE, n // 10), replace=False)
+    sample = np.array(sorted(set(sample.tolist()) - barred), np.int64)
+    others = np.ones(n, np.bool_)
+    others[sample] = False
+    trial = _Trial(stored, index, chosen, sample, bitmaps.pack(others), spec.name == "hnsw")
+    with without(index.hnsw, ~others) if spec.name == "hnsw" else nullcontext():
+        recall, values = _choose(trial, spec, chosen, wanted)
+    return Tuned(round(recall, 4), len(sample), values)
+
+
+class _Trial:
+    """Sampled rows as queries, and the rows that are right for each."""
+
+    def __init__(
+        self,
+        stored: StoredVectors,
+        index: Any,
+        chosen: Mapping[str, int],
+        sample: NDArray[np.int64],
+        others: Bitmap,
+        graph: bool,
+    ) -> None:
+        self.index, self.chosen, self.graph, self.others = index, chosen, graph, others
+        self.size = len(stored.values)
+        self.kept = bitmaps.cardinality(others)
+        self.queries = np.ascontiguousarray(stored.values[sample])
+        best = stored.scan(self.queries, _TIED, others)
+        right = [rows[scores >= scores[DEPTH - 1]] for rows, scores in zip(best.rows, best.scores, strict=True)]
+        self.right = np.concatenate([number * self.size + np.sort(rows) for number, rows in enumerate(right)])
+
+    def curve(self, values: Mapping[str, int], count: int) -> NDArray[np.float64]:
+        """The recall for 1 to ``count`` candidates, float64 ``[count]``."""
+        count = min(count, self.kept)
+        hits = np.zeros(count, np.int64)
+        step = max(1, (1 << 20) // count)
+        for first in range(0, len(self.queries), step):
+            some = self.queries[first : first + step]
+            # What was left out of a graph cannot be met in it, and needs no bitmap.
+            mask = None if self.graph else self.others
+            rows = accelerators.propose(self.index, {**self.chosen, **values}, some, count, mask)
+            keys = rows + self.size * np.arange(first, first + len(some))[:, None]
+            found = np.isin(keys, self.right) & (rows >= 0)
+            hits += np.minimum(found.cumsum(axis=1), DEPTH).sum(axis=0)
+        return hits / (DEPTH * len(self.queries))
+
+
+def _choose(trial: _Trial, spec: Spec, chosen: Mapping[str, int], wanted: float) -> tuple[float, dict[str, int]]:
+    """The recall, and the values of the parameters that it takes."""
+    probed = "nlist" in chosen
+    if "candidates" not in accelerators.PARAMETERS[spec.name]:
+        name, most = ("nprobe", chosen["nlist"]) if probed else ("ef_search", min(trial.kept, _MOST_EFFORT))
+        return _effort(trial, name, most, wanted, DEPTH + 8)
+    if not probed:
+        recall, count = _shortlist(trial, {}, wanted, trial.kept)
+        return recall, {"candidates": count}
+    best: tuple[float, float, dict[str, int]] | None = None
+    found, probes = _effort(trial, "nprobe", chosen["nlist"], wanted, _CANDIDATES)
+    for more in [value for value in _grid(chosen["nlist"]) if value >= probes["nprobe"] and found >= wanted]:
+        scanned = more * trial.size / chosen["nlist"]
+        if best is not None and scanned >= best[0]:
+            break
+        recall, count = _shortlist(trial, {"nprobe": more}, wanted, _CANDIDATES)
+        cost = scanned + _RESCORING * count
+        if recall >= wanted and (best is None or cost < best[0]):
+            best = cost, recall, {"nprobe": more, "candidates": count}
+    if best is not None:
+        return best[1:]
+    recall, count = _shortlist(trial, {"nprobe": chosen["nlist"]}, wanted, trial.kept)
+    return recall, {"nprobe": chosen["nlist"], "candidates": count}
+
+
+def _effort(trial: _Trial, name: str, most: int, wanted: float, count: int) -> tuple[float, dict[str, int]]:
+    """The least value of a parameter, up to ``most``, by which ``count`` candidates hold the wanted share.
+
+    More of it never finds less, but for chance.
+    """
+    tried, found = _grid(most), dict[int, float]()
+
+    def reaches(at: int) -> bool:
+        found[at] = float(trial.curve({name: tried[at]}, count)[-1])
+        return found[at] >= wanted
+
+    at = bisect_left(range(len(tried) - 1), True, key=reaches)
+    if at not in found:
+        reaches(at)
+    return found[at], {name: tried[at]}
+
+
+def _shortlist(trial: _Trial, values: dict[str, int], wanted: float, most: int) -> tuple[float, int]:
+    """The least number of candidates, up to ``most``, that reaches the recall."""
+    count = min(_CANDIDATES, most)
+    while True:
+        curve = trial.curve(values, count)
+        reached = np.flatnonzero(curve >= wanted)
+        if len(reached) or count >= min(most, trial.kept):
+            at = max(int(reached[0]) if len(reached) else int(curve.argmax()), DEPTH - 1)
+            return float(curve[at]), at + 1
+        count = min(4 * count, most)
+
+
+def _grid(most: int) -> list[int]:
+    """The values that are tried, 1 to ``most``, ascending."""
+    steps = int(np.log(most) / np.log(_GROWTH))
+    return sorted({round(_GROWTH**step) for step in range(steps + 1)} | {most})
+
+
+@contextmanager
+def without(graph: Any, left_out: NDArray[np.bool_]) -> Iterator[None]:
+    """An HNSW graph without any link to some of its nodes (not its entry point); they are put back afterwards.
+
+    What is asked for as if it were new must not be met in the graph: whoever finds it stands amid its neighbours.
+    """
+    faiss = import_faiss()
+    links: NDArray[np.int32] = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
+    gone = (links >= 0) & left_out[links]
+    # A list of links ends at its first -1: every list is closed up over what is missing.
+    offsets: NDArray[np.uint64] = faiss.rev_swig_ptr(graph.offsets.data(), graph.offsets.size())
+    widths = [graph.nb_neighbors(level) for level in range(graph.max_level + 1)]
+    changed: list[tuple[slice, NDArray[np.int32]]] = []
+    places = np.flatnonzero(gone)
+    nodes = np.searchsorted(offsets, places, side="right") - 1
+    edges = np.cumsum([0, *widths])
+    levels = np.searchsorted(edges, places - offsets[nodes].astype(np.int64), side="right") - 1
+    for node, level in sorted(set(zip(nodes.tolist(), levels.tolist(), strict=True))):
+        start = int(offsets[node]) + int(edges[level])
+        span = slice(start, start + widths[level])
+        old = links[span].copy()
+        changed.append((span, old))
+        kept = old[~gone[span]]
+        links[span] = -1
+        links[span.start : span.start + len(kept)] = kept
+    try:
+        yield
+    finally:
+        for span, old in changed:
+            links[span] = old
