@@ -76,7 +76,7 @@ def import_for(kind: Kind) -> None:
             import_faiss()
 
 
-def _known(kind: Kind) -> Mapping[str, Mapping[str, Parameter]]:
+def _known(kind: Kind) -> Mapping[str, Mapping[str, AnyParameter]]:
     if kind not in PARAMETERS:
         raise SpecError(f"{kind!r} is no kind of encoder: there are {', '.join(KINDS)}")
     return PARAMETERS[kind]
