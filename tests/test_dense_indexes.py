@@ -385,7 +385,10 @@ def test_files_that_do_not_fit_are_found_when_opening(spec: str, tmp_path: Path)
         [
             (fresh("fewer", n=399), "399"),
             (fresh("wider", dimension=20), "24" if spec == "binary" else "20"),  # bits come in whole bytes
-            (fresh("other", other="hnsw" if spec == "sq8" else "sq8"), "IndexScalarQuantizer|IndexHNSW|is no FAISS index"),
+            (
+                fresh("other", other="hnsw" if spec == "sq8" else "sq8"),
+                "IndexScalarQuantizer|IndexHNSW|is no FAISS index",
+            ),
         ]
     ):
         place = fresh(f"index {number}")
