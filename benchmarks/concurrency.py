@@ -1,10 +1,11 @@
 """Questions a second of one shared retriever, by one thread and by two, for every kind of index; and batches likewise.
 
-Windows of single questions by one thread and by two (ThreadPoolExecutor), and of batches of 100 with one thread and two granted
-(OMP_NUM_THREADS), take turns; the best window of each counts. ``cores`` are the CPU seconds a second of the best window of two
-threads, and ``to be had`` those that two threads which only hash had in the same minutes: where these are well below 2,
-others used the machine, and the ratios tell nothing. ``ready`` is `Retriever.search` with query vectors that were made before, and so everything but the encoder. Before anything is timed, the
-hits of two threads and of batches are compared with those of one.
+Windows of single questions by one thread and by two (ThreadPoolExecutor), and of batches of 100 with one thread and two
+granted (OMP_NUM_THREADS), take turns; the best window of each counts. ``cores`` are the CPU seconds a second of the best
+window of two threads, and ``to be had`` those that two threads which only hash had in the same minutes: where these are
+well below 2, others used the machine, and the ratios tell nothing. ``ready`` is `Retriever.search` with query vectors
+that were made before, and so everything but the encoder. Before anything is timed, the hits of two threads and of
+batches are compared with those of one.
 
 Run: RETRIEVERS_SHARED=... OMP_NUM_THREADS=1 python benchmarks/concurrency.py --work FOLDER [--texts corpus.jsonl]
          [--documents bm25=178000 plaid=50000 ...] [--hybrid bm25=50000 hnsw=50000] [--model]
@@ -69,9 +70,10 @@ def main() -> None:
     corpora = [folder("wiki"), *arguments.texts]
     asked = list(queries("wiki")[0].values())[:ASKED]
     print(f"\nBest of {arguments.rounds} windows of {arguments.seconds} s each; questions a second.\n")
-    print(
-        "| index | documents | 1 thread | 2 threads | ratio | cores | ready: ratio | batch, 1 | batch, 2 | ratio | cores | to be had |"
+    columns = (
+        "index, documents, 1 thread, 2 threads, ratio, cores, ready: ratio, batch 1, batch 2, ratio, cores, to be had"
     )
+    print("|", " | ".join(columns.split(", ")), "|")
     print("|" + " --- |" * 12)
     for kind, size in arguments.documents:
         path = kept(arguments.work, kind, size, corpora)
