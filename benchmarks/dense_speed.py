@@ -1,0 +1,230 @@
+"""Dense indexes over real vectors: recall against CPU time, ours beside bare FAISS, usearch and voyager.
+
+All run on one thread, question by question, in turns whose order rotates. Every contender of a kind searches at several
+settings, so that what is printed is the whole curve. FAISS does what the kind does: the same index object, or one built alike,
+searched with the same parameters, its candidates scored again by ``IndexRefineFlat`` where the kind scores them again.
+
+Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python benchmarks/dense_speed.py [--vectors FOLDER] [--count N]
+[--kinds hnsw,binary,...] (vectors are read from FOLDER, or encoded into it first, which takes some 20 minutes;
+pip install usearch voyager for those two)
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from dense_vectors import COUNT, Vectors, vectors
+from machine import describe, quantile
+
+from retrievers.indexes import bitmaps
+from retrievers.indexes.approximate import ApproximateIndex
+from retrievers.indexes.dense import FlatIndex
+from retrievers.indexes.kinds import parse_index_spec
+from retrievers.indexes.tuning import tune
+
+K, SEED = 10, 0
+Search = Callable[[Vectors], np.ndarray]
+KINDS = ("flat", "hnsw", "ivf", "ivfpq", "rabitq", "sq8", "binary")
+EFFORTS = {
+    "hnsw": [{"ef_search": ef} for ef in (16, 32, 64, 128, 256)],
+    "ivf": [{"nprobe": probes} for probes in (8, 32, 64, 128, 256)],
+    "ivfpq": [{"nprobe": p, "candidates": c} for p, c in ((32, 50), (64, 100), (128, 200), (256, 200))],
+    "rabitq": [{"nprobe": p, "candidates": c} for p, c in ((32, 50), (64, 100), (128, 200), (256, 200), (400, 400))],
+    "sq8": [{"candidates": 20}],
+    "binary": [{"candidates": count} for count in (100, 200, 400, 1000)],
+}
+PEER_EFFORTS = (16, 32, 64, 128, 256)
+
+
+@dataclass
+class Point:
+    """One contender at one setting."""
+
+    name: str
+    setting: str
+    search: Search
+    build: float  # CPU seconds
+    size: int  # bytes on disk
+    pair: str = ""  # the setting that FAISS has, too
+
+
+def main() -> None:
+    arguments = parsed()
+    faiss.omp_set_num_threads(1)
+    documents, asked = vectors(arguments.vectors, arguments.count)
+    asked = asked[np.random.default_rng(SEED).permutation(len(asked))[: arguments.queries]]
+    print(describe("faiss-cpu", "usearch", "voyager"))
+    print(f"{len(documents):,} vectors of {documents.shape[1]} dimensions, {len(asked)} questions, one thread\n")
+    exact = FlatIndex.build(documents, parse_index_spec("flat", "dense"))
+    truth = np.stack(exact.search(asked, K).rows)
+    print("| index | setting | recall@10 | p50 ms | p99 ms | beside FAISS | build, CPU s | bytes a vector |")
+    print("|" + " --- |" * 8)
+    for kind in arguments.kinds.split(","):
+        report(list(contenders(kind, documents)), asked, truth, len(documents))
+    if "hnsw" in arguments.kinds:
+        report([*usearch(documents), *voyager(documents)], asked, truth, len(documents))
+    filters(exact, asked[:100])
+
+
+def contenders(kind: str, documents: Vectors) -> Iterator[Point]:
+    """Ours and FAISS at equal parameters, setting by setting; the last one is chosen for a recall of .95."""
+    spec = parse_index_spec(kind, "dense")
+    start = time.process_time()
+    index = (FlatIndex if kind == "flat" else ApproximateIndex).build(documents, spec)
+    build = time.process_time() - start
+    with tempfile.TemporaryDirectory() as place:
+        index.save(Path(place))
+        size = sum(path.stat().st_size for path in Path(place).iterdir())
+    if kind == "flat":
+        bare = faiss.IndexFlatIP(documents.shape[1])
+        bare.add(documents)
+        yield Point("flat", "", ours(index), build, size, pair="flat")
+        yield Point("FAISS", "", lambda query: bare.search(query, K)[1][0], 0, documents.nbytes, pair="flat")
+        return
+    start, spec = time.process_time(), parse_index_spec(f"{kind}(recall=0.95)", "dense")
+    tuned = ApproximateIndex(
+        index._stored, spec, index._index, tune(index._stored, index._index, spec)
+    )  # not built again
+    tuned_build = build + time.process_time() - start
+    for effort in EFFORTS[kind]:
+        text = ", ".join(f"{name}={value}" for name, value in effort.items())
+        changed = ApproximateIndex(index._stored, parse_index_spec(f"{kind}({text})", "dense"), index._index)
+        yield Point(kind, text, ours(changed), build, size, pair=text)
+        yield Point("FAISS", text, bare_search(index, kind, effort, documents), 0, size, pair=text)
+    settings = ", ".join(f"{name}={value}" for name, value in tuned.settings.items())
+    yield Point(f"{kind}(recall=0.95)", settings, ours(tuned), tuned_build, size)
+
+
+def ours(index: FlatIndex | ApproximateIndex) -> Search:
+    return lambda query: index.search(query, K).rows[0]
+
+
+def bare_search(index: ApproximateIndex, kind: str, effort: dict[str, int], documents: Vectors) -> Search:
+    """The search of FAISS alone over the same index object, with the same parameters."""
+    inner = index._index
+    if kind == "hnsw":
+        graph = faiss.SearchParametersHNSW(efSearch=effort["ef_search"])
+        return lambda query: inner.search(query, K, params=graph)[1][0]
+    if kind == "ivf":
+        lists = faiss.SearchParametersIVF(nprobe=effort["nprobe"])
+        return lambda query: inner.search(query, K, params=lists)[1][0]
+    count = effort["candidates"]
+    if kind == "binary":  # FAISS has no such refinement: the products are those of numpy
+
+        def binary(query: Vectors) -> np.ndarray:
+            rows = inner._codes.search(np.packbits(query > inner._centre, axis=1), count)[1][0]
+            return rows[np.argsort(-(documents[rows] @ query[0]))[:K]]
+
+        return binary
+    refined = refine(inner, documents)
+    base = faiss.SearchParametersIVF(nprobe=effort["nprobe"]) if "nprobe" in effort else None
+    options = {} if base is None else {"base_index_params": base}
+    parameters = faiss.IndexRefineSearchParameters(k_factor=count / K, **options)
+    return lambda query: refined.search(query, K, params=parameters)[1][0]
+
+
+def refine(inner: object, documents: Vectors) -> faiss.IndexRefineFlat:
+    return faiss.IndexRefineFlat(inner, faiss.swig_ptr(documents))
+
+
+def usearch(documents: Vectors) -> Iterator[Point]:
+    """usearch's graph in float32, float16 and int8, with the links and effort of ``hnsw``."""
+    try:
+        from usearch.index import Index
+    except ImportError:
+        return
+    for dtype in ("f32", "f16", "i8"):
+        start = time.process_time()
+        index = Index(
+            ndim=documents.shape[1], metric="cos", dtype=dtype, connectivity=32, expansion_add=200, expansion_search=64
+        )
+        index.add(np.arange(len(documents)), documents, threads=1)
+        build = time.process_time() - start
+        for effort in PEER_EFFORTS:
+
+            def search(query: Vectors, index: object = index, effort: int = effort) -> np.ndarray:
+                index.expansion_search = effort  # type: ignore[attr-defined]
+                return index.search(query[0], K, threads=1).keys.astype(np.int64)  # type: ignore[attr-defined]
+
+            yield Point(f"usearch {dtype}", f"expansion_search={effort}", search, build, index.serialized_length)
+
+
+def voyager(documents: Vectors) -> Iterator[Point]:
+    """voyager's graph in float32 and in 8 bits."""
+    try:
+        from voyager import Index, Space, StorageDataType
+    except ImportError:
+        return
+    for dtype in (StorageDataType.Float32, StorageDataType.Float8):
+        start = time.process_time()
+        index = Index(Space.Cosine, documents.shape[1], M=32, ef_construction=200, storage_data_type=dtype)
+        index.add_items(documents, num_threads=1)
+        build, size = time.process_time() - start, len(index.as_bytes())
+        for effort in PEER_EFFORTS:
+
+            def search(query: Vectors, index: object = index, effort: int = effort) -> np.ndarray:
+                return index.query(query[0], K, query_ef=effort)[0].astype(np.int64)  # type: ignore[attr-defined]
+
+            yield Point(f"voyager {dtype.name}", f"query_ef={effort}", search, build, size)
+
+
+def report(points: list[Point], asked: Vectors, truth: np.ndarray, n: int) -> None:
+    """A line for each point: recall, CPU time, and the median of the differences from FAISS' neighbouring call."""
+    times: list[list[float]] = [[] for _ in points]
+    hits = [0] * len(points)
+    for turn, query in enumerate(asked):
+        one = np.ascontiguousarray(query[None])
+        shift = turn % max(1, len(points))
+        for at in [*range(shift, len(points)), *range(shift)]:
+            start = time.thread_time()
+            rows = points[at].search(one)
+            times[at].append(1e3 * (time.thread_time() - start))
+            hits[at] += len(np.intersect1d(rows, truth[turn]))
+    for at, point in enumerate(points):
+        beside = ""
+        other = [number for number, theirs in enumerate(points) if theirs.name == "FAISS" and theirs.pair == point.pair]
+        if other and point.name != "FAISS":
+            more = quantile([mine - bare for mine, bare in zip(times[at], times[other[0]], strict=True)], 0.5)
+            beside = f"{1e3 * more:+.0f} µs, {100 * more / quantile(times[other[0]], 0.5):+.0f}%"
+        costs = "| |" if point.name == "FAISS" else f"| {point.build:.0f} | {point.size / n:,.0f}"
+        print(
+            f"| {point.name} | {point.setting} | {hits[at] / truth[: len(asked)].size:.3f} | {quantile(times[at], 0.5):.3f} "
+            f"| {quantile(times[at], 0.99):.3f} | {beside} {costs} |",
+            flush=True,
+        )
+
+
+def filters(exact: FlatIndex, asked: Vectors) -> None:
+    """What a filtered search costs: the scan that every kind answers it by."""
+    print("\n| permitted | filtered, p50 ms | everything, p50 ms | their ratio |\n|" + " --- |" * 4)
+    rng = np.random.default_rng(SEED)
+    for share in (0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0):
+        mask = bitmaps.pack(rng.random(exact.size) < share)
+        filtered, whole = [], []
+        for query in asked:
+            for times, allowed in ((filtered, mask), (whole, None)):
+                start = time.thread_time()
+                exact.search(query[None], K, allowed=allowed)
+                times.append(1e3 * (time.thread_time() - start))
+        a, b = quantile(filtered, 0.5), quantile(whole, 0.5)
+        print(f"| {bitmaps.cardinality(mask):,} ({share:.1%}) | {a:.3f} | {b:.3f} | {a / b:.3f} |", flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=Path, default=Path("dense-vectors"), help="folder that keeps the vectors")
+    parser.add_argument("--count", type=int, default=COUNT, help="documents")
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
