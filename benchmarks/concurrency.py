@@ -21,12 +21,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
 from beir import folder, queries
-from every_kind import encoder_of, kept, sized
+from every_kind import encoder_of, kept, parser, sized
 from machine import describe, package
 
 from retrievers import DenseEncoder, Encoder, HybridRetriever, Retriever
@@ -100,15 +99,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, nargs="*", default=[])
-    parser.add_argument("--documents", type=sized, nargs="*", default=[("bm25", 178_000)], metavar="KIND=COUNT")
-    parser.add_argument("--hybrid", type=sized, nargs=2, metavar="KIND=COUNT")
-    parser.add_argument("--model", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    return parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--hybrid", type=sized, nargs=2, metavar="KIND=COUNT")
+    arguments.add_argument("--model", action="store_true")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=float, default=1.0)
+    return arguments.parse_args()
 
 
 def report(

@@ -117,6 +117,15 @@ def _read(corpora: Sequence[Path]) -> Iterator[Document]:
     return chain.from_iterable(read_beir(path) if path.is_dir() else read_jsonl(path) for path in corpora)
 
 
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The arguments that the benchmarks of these indexes share; ``about`` is their docstring."""
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--work", type=Path, required=True)
+    found.add_argument("--texts", type=Path, nargs="*", default=[])
+    found.add_argument("--documents", type=sized, nargs="*", default=[("bm25", 178_000)], metavar="KIND=COUNT")
+    return found
+
+
 def sized(text: str) -> tuple[str, int]:
     """An argument of the command line that names a kind and a number of documents."""
     kind, _, count = text.partition("=")

@@ -147,11 +147,12 @@ def curve(corpus: Any, asked: Any, contenders: dict[str, Search]) -> dict[str, t
     }
 
 
-def ours(corpus: Any, bits: int) -> Search:
-    """Build the index, save and open it, and say what that took."""
+def ours(corpus: Any, bits: int, working: Path) -> Search:
+    """Build the index, save it in a folder and open it, and say what that took."""
     wall, cpu = time.perf_counter(), time.process_time()
     built = InvertedIndex.build(corpus, Spec("inverted", {"bits": bits}))
-    folder = Path(tempfile.mkdtemp())
+    folder = working / str(bits)
+    folder.mkdir()
     built.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(
@@ -182,8 +183,18 @@ def main() -> None:
     print(describe("pyseismic-lsr", "scipy"))
     print(f"{corpus.shape[0]:,} passages, {corpus.nnz / corpus.shape[0]:.0f} terms each")
     peer = None if given.alone else seismic_index(corpus, given.seismic or place / "seismic")
-    engines = {f"inverted(bits={bits})": ours(corpus, bits) for bits in (16, 8)}
-    for name, asked in questions(corpus).items():
+    asked = questions(corpus)
+    with tempfile.TemporaryDirectory() as working:
+        compare(corpus, asked, peer, Path(working))
+    if peer is None:
+        growth(corpus, asked)
+    print(f"\nmemory of this process at most {peak_memory():.0f} MiB")
+
+
+def compare(corpus: Any, questions: dict[str, Any], peer: Any | None, working: Path) -> None:
+    """A table for each kind of question."""
+    engines = {f"inverted(bits={bits})": ours(corpus, bits, working) for bits in (16, 8)}
+    for name, asked in questions.items():
         frequencies = np.bincount(corpus.indices, minlength=corpus.shape[1])
         postings = frequencies[asked.indices].sum() / asked.shape[0]
         terms = asked.nnz / asked.shape[0]
@@ -201,14 +212,10 @@ def main() -> None:
                 label, (_, p50, _, p99) = min(fit, key=lambda item: item[1][2])
                 mine = found["inverted(bits=16)"]
                 print(f"recall {least}: inverted takes {mine[1] / p50:.2f} (p50), {mine[3] / p99:.2f} (p99) of {label}")
-    if peer is None:
-        growth(corpus)
-    print(f"\nmemory of this process at most {peak_memory():.0f} MiB")
 
 
-def growth(corpus: Any) -> None:
+def growth(corpus: Any, asked: dict[str, Any]) -> None:
     """What a question costs as the collection grows 10 and 100 times."""
-    asked = questions(corpus)
     print("\n| passages | questions | p50 | mean | p99 |\n| --- | --- | --- | --- | --- |")
     for rows in (corpus.shape[0] // 100, corpus.shape[0] // 10, corpus.shape[0]):
         some = corpus[:rows]

@@ -14,7 +14,6 @@ too few texts, the longest are cut in two.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from beir import folder, queries
-from every_kind import kept, sized
+from every_kind import kept, parser
 from machine import describe
 
 QUESTIONS = 10
@@ -51,7 +50,7 @@ print(json.dumps({"import": imported - start, "marks": marks, "torch": "torch" i
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parser(__doc__).parse_args()
     print(describe("scipy", "faiss-cpu", "typer"), flush=True)
     corpora = [folder("wiki"), *arguments.texts]
     asked = list(queries("wiki")[0].values())[:: 1834 // QUESTIONS][:QUESTIONS]
@@ -92,14 +91,6 @@ def main() -> None:
     print(f"\n| step, median of {QUESTIONS} or more fresh processes | ms |\n| --- | --- |")
     for name, seconds in rows.items():
         print(f"| {name} | {1e3 * median(seconds):.1f} |")
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, nargs="*", default=[])
-    parser.add_argument("--documents", type=sized, nargs="*", default=[("bm25", 178_000)], metavar="KIND=COUNT")
-    return parser.parse_args()
 
 
 def opened(kind: str, index: Path, questions: list[str]) -> dict[str, Any]:
