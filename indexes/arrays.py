@@ -25,10 +25,8 @@ def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise IndexDamagedError(f"{path} is missing: restore it, or build the index again") from None
-    except OSError as error:
+    except (ValueError, OSError, EOFError, SyntaxError, OverflowError, MemoryError, TypeError, KeyError) as error:
         refuse_open_files(path, error)
-        raise IndexDamagedError(f"{path} cannot be read ({error}): restore it, or build the index again") from error
-    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, TypeError, KeyError) as error:
         raise IndexDamagedError(f"{path} is no array ({error}): restore it, or build the index again") from error
     wanted = np.dtype(dtype)
     fits = isinstance(array, np.ndarray) and array.dtype == wanted and array.ndim == len(shape)
@@ -43,9 +41,9 @@ def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray
     return np.asarray(array)
 
 
-def refuse_open_files(path: Path, error: OSError) -> None:
+def refuse_open_files(path: Path, error: Exception) -> None:
     """Raise OpenFilesError where the error says that no more files may be opened."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise OpenFilesError(
             f"{path} cannot be opened, since the process has as many files open as it may: raise the limit (ulimit -n 4096) "
             "and merge the index, whose segments take about eight files each; or close other retrievers"
@@ -59,8 +57,7 @@ def load_meta(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
     except FileNotFoundError:
         raise IndexDamagedError(f"{path} is missing: restore it, or build the index again") from None
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError):
-            refuse_open_files(path, error)
+        refuse_open_files(path, error)
         raise IndexDamagedError(f"{path} is damaged ({error}): restore it, or build the index again") from error
     for name, kind in wanted.items():
         value: Any = meta.get(name) if isinstance(meta, dict) else None

@@ -14,7 +14,7 @@ from retrievers.indexes.segments import duplicate
 from retrievers.indexes.store import Entry
 from retrievers.vectors import Kind, Vectors, check, concatenate, dimension, nbytes
 
-LEAST_MEMORY = 16 << 20
+_LEAST_MEMORY = 16 << 20
 
 # What a segment takes while it is indexed, in bytes of memory per byte of its vectors; measured, rounded up.
 _FACTORS: dict[Kind, float] = {"dense": 4.5, "multi-vector": 4.0, "sparse": 9.0, "lexical": 9.0}
@@ -50,9 +50,7 @@ class Pending:
     def note(self, batch: Sequence[Entry]) -> None:
         """Note the places of documents that are to come; raises DuplicateIdError."""
         for entry in batch:
-            first = self._places.get(entry.document.id)
-            if first is not None:
-                raise duplicate(entry.document.id, first, entry.place)
+            self.refuse_known((entry,))  # one by one: an id may come twice in the batch
             self._places[entry.document.id] = entry.place
 
     def extend(self, batch: Sequence[Entry], vectors: Vectors) -> None:
@@ -197,6 +195,6 @@ def check_memory(memory: int) -> float:
 
     Raises SpecError where it is too small to hold a batch.
     """
-    if memory < LEAST_MEMORY:
-        raise SpecError(f"a memory budget of {memory} bytes is too small: give at least {LEAST_MEMORY} (16 MiB)")
+    if memory < _LEAST_MEMORY:
+        raise SpecError(f"a memory budget of {memory} bytes is too small: give at least {_LEAST_MEMORY} (16 MiB)")
     return 0.75 * memory

@@ -322,8 +322,8 @@ class Retriever:
         """Do now what the first search would wait for, as far as that takes no model."""
         stored = self._current.manifest.encoder
         import_for(stored["kind"])
-        if self._encoder is None and opens_quickly(stored):
-            self._encoder = open_encoder(stored, self._root / ENCODER, device=self._device, dtype=self._dtype)
+        if opens_quickly(stored):
+            _ = self.encoder  # loaded by being asked for
 
     def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder

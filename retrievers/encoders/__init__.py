@@ -61,8 +61,8 @@ def load_encoder(
     sentence-transformers model of any of the three kinds (with options of how it computes: ``"MODEL(backend=openvino,
     dtype=bf16, workers=2, max_batch_tokens=2048)"``), or an encoder, which is returned as it is. ``device``, ``batch_size``,
     ``dtype`` and ``backend`` are for models, see :class:`retrievers.DenseEncoder`; ``workers``, the processes that encode
-    documents, is for all. ``language`` and
-    ``query_language`` are for models with an adapter for each language (:class:`retrievers.MultiVectorEncoder`).
+    documents, is for all. ``language`` and ``query_language`` are for models with an adapter for each language
+    (:class:`retrievers.MultiVectorEncoder`).
 
     Raises SpecError for bad options, ModelNotFoundError and EncoderError for what is no model.
     """
