@@ -13,6 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrievers.demonstrations import Demonstration as Demonstration
+    from retrievers.demonstrations import DemonstrationBank as DemonstrationBank
+    from retrievers.demonstrations import Selected as Selected
+    from retrievers.demonstrations import read_demonstrations as read_demonstrations
     from retrievers.documents import Document as Document
     from retrievers.documents import Hit as Hit
     from retrievers.encoders import Encoder as Encoder
@@ -52,6 +56,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Contribution": "explanations",
     "CrossEncoderReranker": "rerankers",
+    "Demonstration": "demonstrations",
+    "DemonstrationBank": "demonstrations",
     "DenseEncoder": "encoders.dense",
     "Document": "documents",
     "Encoder": "encoders",
@@ -66,6 +72,7 @@ _HOMES = {
     "Reranker": "rerankers",
     "Retriever": "retriever",
     "RetrieversError": "errors",
+    "Selected": "demonstrations",
     "SparseEncoder": "encoders.sparse",
     "TokenVectors": "vectors",
     "Tuned": "tuning",
@@ -74,6 +81,7 @@ _HOMES = {
     "load_encoder": "encoders",
     "read_beir": "readers",
     "read_csv": "readers",
+    "read_demonstrations": "demonstrations",
     "read_documents": "readers",
     "read_folder": "readers",
     "read_jsonl": "readers",

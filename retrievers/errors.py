@@ -140,3 +140,7 @@ class TrainingError(RetrieversError, RuntimeError):
 
 class RecipeError(RetrieversError, ValueError):
     """A training recipe has a key that is not known, or a value that does not fit; the message names the nearest key."""
+
+
+class DemonstrationError(RetrieversError, ValueError):
+    """A labelled example is not well formed, or nothing can be selected or written as it was asked."""
