@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrievers.demonstrations import Demonstration as Demonstration
     from retrievers.demonstrations import DemonstrationBank as DemonstrationBank
+    from retrievers.demonstrations import Prompt as Prompt
     from retrievers.demonstrations import Selected as Selected
+    from retrievers.demonstrations import Template as Template
     from retrievers.demonstrations import read_demonstrations as read_demonstrations
+    from retrievers.demonstrations import write_chat as write_chat
+    from retrievers.demonstrations import write_prompt as write_prompt
+    from retrievers.demonstrations.classifier import DemonstrationClassifier as DemonstrationClassifier
     from retrievers.documents import Document as Document
     from retrievers.documents import Hit as Hit
     from retrievers.encoders import Encoder as Encoder
@@ -58,6 +63,7 @@ _HOMES = {
     "CrossEncoderReranker": "rerankers",
     "Demonstration": "demonstrations",
     "DemonstrationBank": "demonstrations",
+    "DemonstrationClassifier": "demonstrations.classifier",
     "DenseEncoder": "encoders.dense",
     "Document": "documents",
     "Encoder": "encoders",
@@ -69,11 +75,13 @@ _HOMES = {
     "LexicalEncoder": "encoders.lexical",
     "MultiVectorEncoder": "encoders.multi_vector",
     "MultiVectorReranker": "rerankers",
+    "Prompt": "demonstrations",
     "Reranker": "rerankers",
     "Retriever": "retriever",
     "RetrieversError": "errors",
     "Selected": "demonstrations",
     "SparseEncoder": "encoders.sparse",
+    "Template": "demonstrations",
     "TokenVectors": "vectors",
     "Tuned": "tuning",
     "evaluate": "evaluation",
@@ -90,6 +98,8 @@ _HOMES = {
     "read_run": "runs",
     "tune": "tuning",
     "verify": "indexes.verification",
+    "write_chat": "demonstrations",
+    "write_prompt": "demonstrations",
     "write_run": "runs",
 }
 

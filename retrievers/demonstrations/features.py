@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,12 @@ class Features:
     ) -> None:
         self._rows = {id: row for row, id in enumerate(documents)}
         texts = [document.content for document in documents.values()]
+        self._inputs, self._texts = inputs, texts
         self._kind = snapshot.kind
+        self._queries: Any
+        self._documents: Any
         if self._kind == "dense":
             self._queries, self._documents = _unit(queries), _unit(_stored(snapshot, list(documents)))
-            self._words = LexicalEncoder()
-            self._inputs, self._texts = inputs, texts
-            self._parts: tuple[Any, Any] | None = None
         elif self._kind == "multi-vector":
             self._queries, self._documents = queries, encoder.encode_document(texts)
         else:
@@ -48,7 +49,7 @@ class Features:
         """How like candidates are to an input, ``[c]``, and to each other, ``[c, c]``: cosines, or mean MaxSim."""
         rows = np.array([self._rows[id] for id in ids], np.int64)
         if self._kind == "multi-vector":
-            found = take(self._documents, rows)
+            found = self._tokens(rows)
             sims = np.stack([_best(found[place], found).mean(axis=1) for place in range(len(rows))])
             return _best(self._queries[number], found).mean(axis=1), (sims + sims.T) / 2
         if self._kind == "dense":
@@ -66,19 +67,24 @@ class Features:
         """
         rows = np.array([self._rows[id] for id in ids], np.int64)
         if self._kind == "multi-vector":
-            return _best(self._queries[number], take(self._documents, rows))
-        queries, documents = self._queries, self._documents
-        if self._kind == "dense":
-            if self._parts is None:
-                self._parts = _compact(
-                    self._words.encode_query(list(self._inputs)), self._words.encode_document(self._texts)
-                )
-            queries, documents = self._parts
+            return _best(self._queries[number], self._tokens(rows))
+        queries, documents = self._words if self._kind == "dense" else (self._queries, self._documents)
         query = queries[number]
         some = documents[rows][:, query.indices].toarray()
         if self._kind == "sparse":
             return np.asarray(some * query.data, np.float32)
         return np.asarray((some > 0) * (query.data if self._kind == "lexical" else 1.0), np.float32)
+
+    def _tokens(self, rows: NDArray[np.int64]) -> TokenVectors:
+        found = take(self._documents, rows)
+        assert isinstance(found, TokenVectors)
+        return found
+
+    @cached_property
+    def _words(self) -> tuple[Any, Any]:
+        """The words of the inputs and of the candidates: those of a dense bank are not looked at otherwise."""
+        encoder = LexicalEncoder()
+        return _compact(encoder.encode_query(list(self._inputs)), encoder.encode_document(self._texts))
 
 
 def _stored(snapshot: Snapshot, ids: Sequence[str]) -> Floats:
