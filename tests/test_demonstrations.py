@@ -93,7 +93,8 @@ def test_keeps_examples_as_they_were(small: tuple[DemonstrationBank, list[Demons
     assert sorted(bank, key=lambda one: one.id) == examples
     assert bank.get("d007") == examples[7]
     bank.delete("d007")
-    assert "d007" not in bank and len(bank) == 199
+    assert "d007" not in bank
+    assert len(bank) == 199
     with pytest.raises(UnknownIdError):
         bank.get("d007")
     bank.add([examples[7]])
@@ -285,7 +286,8 @@ def test_goes_deeper_where_duplicates_take_all_places(tmp_path: Path) -> None:
     with DemonstrationBank.build(tmp_path / "bank", [*crowd, *others]) as bank:
         for strategy in ("nearest", "balanced", "diverse", "covering", "random"):
             found = bank.select("How do I undo the last commit?", 5, strategy)
-            assert len(found) == 5 and all(one.demonstration.id.startswith("y") for one in found)
+            assert len(found) == 5
+            assert all(one.demonstration.id.startswith("y") for one in found)
 
 
 def test_random_draws_are_even(real: DemonstrationBank) -> None:
