@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -107,7 +106,8 @@ class DemonstrationClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
     def predict(self, X: Sequence[str] | ArrayLike) -> NDArray[Any]:  # noqa: N803
         """The most probable label of each text, ``[n]``; of equal ones the first of ``classes_``."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        probable = self.predict_proba(X)
+        return np.asarray(self.classes_[probable.argmax(axis=1)])
 
     def predict_proba(self, X: Sequence[str] | ArrayLike) -> Floats:  # noqa: N803
         """The probabilities of the labels, float64 ``[n, classes]``, in the order of ``classes_``."""
@@ -142,8 +142,7 @@ class DemonstrationClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         chosen = fit if len(fit) else np.arange(len(self._known))
         chosen = np.sort(random.permutation(chosen)[:_HELD_OUT])
         scores, codes = self._neighbours([self._known[row] for row in chosen], self.k, chosen)
-        spread = float(np.nanmean(np.append(_spread(scores), np.nan))) if np.isfinite(scores).any() else 1.0
-        spread = spread if math.isfinite(spread) and spread > 0 else 1.0
+        spread = _spread(scores)
         self.temperature_ = self.temperature
         if self.temperature is None and len(fit):
             truth = self._codes[chosen]
@@ -239,15 +238,11 @@ def _best(scores: Floats) -> Floats:
     return np.where(np.isfinite(best), best, 0.0)
 
 
-def _spread(scores: Floats) -> Floats:
-    """The standard deviation of each query's scores, NaN where there are fewer than two."""
-    found = np.isfinite(scores)
-    count = found.sum(axis=1)
-    kept = np.where(found, scores, 0.0)
-    mean = kept.sum(axis=1) / np.maximum(count, 1)
-    variance = np.where(found, (kept - mean[:, None]) ** 2, 0).sum(axis=1) / np.maximum(count, 1)
-    spread: Floats = np.where(count > 1, np.sqrt(variance), np.nan)
-    return spread
+def _spread(scores: Floats) -> float:
+    """The mean standard deviation of the scores of a query, over those with more than one; 1 where there is none."""
+    found = [row[np.isfinite(row)] for row in scores]
+    spreads = [float(row.std()) for row in found if len(row) > 1]
+    return float(np.mean(spreads)) or 1.0 if spreads else 1.0
 
 
 def _remove(retriever: Retriever, folder: TemporaryDirectory[str]) -> None:
