@@ -16,7 +16,7 @@ from retrievers.indexes.dense import load_stored, save_stored
 from retrievers.indexes.exact import StoredVectors, check_search, nothing, place
 from retrievers.indexes.parameters import check_parameters
 from retrievers.indexes.protocol import Found
-from retrievers.indexes.tuning import DEPTH, LEAST, Tuned, tune
+from retrievers.indexes.tuning import DEPTH, LEAST, Tuned, tune, tune_for
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
 
@@ -139,6 +139,13 @@ class ApproximateIndex:
             found.rows.extend(best.rows)
             found.scores.extend(best.scores)
         return found
+
+    def tune(self, queries: Vectors, recall: float, k: int, live: Bitmap | None = None) -> Tuned | None:
+        """What it takes to find this share of the ``k`` best of these queries, on the average; None where all is scanned."""
+        values, _ = self._stored.check_queries(queries)
+        if self._index is None:
+            return None
+        return tune_for(self._stored, self._index, self.spec, values, recall, k, live)
 
     def _candidates(self, k: int) -> int:
         if self._tuned is not None and k > DEPTH and "candidates" in self._settings:

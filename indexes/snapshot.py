@@ -58,7 +58,11 @@ class Snapshot:
         self.kind: Kind = manifest.encoder["kind"]
         self.spec: Spec = parse_index_spec(manifest.index, self.kind)
         check_quickly(root / ENCODER, manifest.encoder_files)
-        known = {} if reuse is None else {segment.record.name: segment for segment in reuse.segments}
+        known = (
+            {}
+            if reuse is None or reuse.spec != self.spec
+            else {segment.record.name: segment for segment in reuse.segments}
+        )
         self.segments: list[Segment] = [
             Segment.open(root, record, self.spec, self.kind, known.get(record.name)) for record in manifest.segments
         ]

@@ -241,6 +241,13 @@ class Writer:
             self._sweep()
         return len(records)
 
+    def respecify(self, spec: Spec) -> None:
+        """Search the same segments by another specification, which must be one that reads their files, in one commit."""
+        self._refuse_unfinished("tune")
+        self._manifest = replace(self._manifest, index=str(spec))
+        self._spec = spec
+        self._commit(self._manifest.segments)
+
     @property
     def _taken(self) -> float:
         """Bytes of memory that a merge takes for each byte of files; a plaid index gathers its vectors in a file."""

@@ -19,6 +19,7 @@ from typing import Any
 import ir_measures
 import numpy as np
 import pytest
+from models import make_dense
 from scipy import sparse
 
 from retrievers import LexicalEncoder, Retriever
@@ -462,3 +463,23 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
     succeed("index", "build", source, "-o", tmp_path / "idx")
     assert "is sound" in succeed("index", "verify", tmp_path / "idx")
+
+
+def test_an_index_is_tuned_by_a_file_of_questions(tmp_path: Path, small: Path) -> None:
+    words = [f"word{number}" for number in range(15)]
+    texts = [f"{a} {b} {c}" for a in words for b in words[:10] for c in words[:4]]
+    source = jsonl(tmp_path / "docs.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    model = make_dense(tmp_path / "model")
+    succeed("index", "build", source, "-o", tmp_path / "idx", "--encoder", model, "--index", "hnsw(recall=0.9)")
+    told = json.loads(succeed("index", "info", tmp_path / "idx", "--json"))
+    printed = succeed("index", "info", tmp_path / "idx")
+    assert "recall" in printed
+    assert told["index"] == "hnsw(recall=0.9)"
+    (tmp_path / "questions.txt").write_text("how to undo a commit\nfind and sort\n")
+    said = succeed("index", "tune", tmp_path / "idx", tmp_path / "questions.txt", "--recall", "0.8", "-k", "5")
+    spec = json.loads(succeed("index", "info", tmp_path / "idx", "--json"))["index"]
+    assert spec.startswith("hnsw(ef_search=")
+    assert said == f"{tmp_path / 'idx'} is searched as {spec}\n"
+    refused = run("index", "tune", small, tmp_path / "questions.txt")
+    assert refused.returncode == 1
+    assert b"cannot be tuned by questions" in refused.stderr

@@ -168,6 +168,33 @@ def merge(index: options.Index, memory: options.Memory = options.DEFAULT_MEMORY)
 
 
 @app.command()
+def tune(
+    index: options.Index,
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="QUESTIONS", help="A file of questions: .jsonl (BEIR), .tsv or .txt.", show_default=False
+        ),
+    ],
+    recall: Annotated[float, typer.Option(metavar="SHARE", help="Of the best documents, that are to be found.")] = 0.95,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many best documents count.")] = 10,
+) -> None:
+    """Set how thoroughly an approximate index searches, by questions like those that it will be asked.
+
+    \b
+    Example:
+      retrievers index tune idx questions.txt --recall 0.95
+    """
+    from retrievers.queries import read_queries
+
+    asked = [query.text for query in read_queries(str(questions))]
+    with Meter(f"tuning by {options.counted(len(asked), 'question')}"), _open(index) as retriever:
+        values = retriever.tune(asked, recall=recall, k=k)
+        spec = str(retriever.index)
+    typer.echo(f"{index} is searched as {spec}" if values else f"{index} is scanned, which is exact: nothing to set")
+
+
+@app.command()
 def info(index: options.Index, as_json: options.AsJson = False) -> None:
     """Say what an index holds and how it was built.
 
