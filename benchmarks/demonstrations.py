@@ -43,7 +43,7 @@ SHOTS = (1, 5, 10, 0)  # 0: all
 SEEDS = range(5)
 OUTSIDE = {"clinc150": "oos"}
 ASKED = 500  # test inputs of the second part
-PER_LABEL, STEPS = 20, 200
+PER_LABEL, STEPS = 20, 120
 
 
 def examples(name: str, part: str, output: str = "label") -> list[Demonstration]:
