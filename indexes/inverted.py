@@ -137,6 +137,10 @@ class InvertedIndex:
         mask = _mask(self.size, allowed, live)
         return _search(self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared)
 
+    def prepare(self) -> None:
+        """Make now the room for what searches keep of the postings, which takes milliseconds of the first."""
+        _ = self._prepared
+
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The terms that a query (csr_matrix of one row) and a row share, ascending, and what each adds to the score.
 
@@ -231,7 +235,7 @@ class LexicalIndex:
         (:meth:`retrievers.bm25.Bm25.norms`). Raises VectorError for queries of another vocabulary, QueryError for a
         ``k`` below 1 or for bitmaps or norms that do not fit.
         """
-        prepared = self._prepare(norms)
+        prepared = self.prepare(norms)
         found = _look_up(self._postings, queries, self.dimension)
         mask = _mask(self.size, allowed, live)
         return _search(self._postings, self._kind, *found, k, mask, None, norms, prepared)
@@ -243,7 +247,7 @@ class LexicalIndex:
 
         Added up in float32 in this order, the contributions are the score that a search with these norms gives.
         """
-        self._prepare(norms)
+        self.prepare(norms)
         places, weights, _ = _look_up(self._postings, query, self.dimension)
         at, shared = _common(self._postings, places, row, self.size)
         parts = contributions(self._kind, self._postings.payload[at], weights[shared], norms[row])
@@ -271,8 +275,11 @@ class LexicalIndex:
         found = np.flatnonzero(by_term)
         return postings.terms[found], by_term[found]
 
-    def _prepare(self, norms: NDArray[np.float32]) -> Any:
-        """What searches with these norms keep of the postings. Raises QueryError for norms that do not fit."""
+    def prepare(self, norms: NDArray[np.float32]) -> Any:
+        """What searches with these norms keep of the postings; the room for it is made now, where they are new.
+
+        Raises QueryError for norms that do not fit.
+        """
         known, prepared = self._prepared
         if norms is known:
             return prepared

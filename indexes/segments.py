@@ -22,7 +22,7 @@ from retrievers.indexes import bitmaps
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.files import check_quickly, seal
-from retrievers.indexes.inverted import LexicalIndex
+from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
 from retrievers.indexes.kinds import index_class
 from retrievers.indexes.manifest import Deletions, SegmentRecord
 from retrievers.indexes.maxsim import MaxSimIndex
@@ -119,6 +119,13 @@ class Segment:
         if isinstance(self.index, MaxSimIndex):
             return self.index.search(queries, k, allowed=allowed, live=self.live, floor=floor)
         return self.index.search(queries, k, allowed=allowed, live=self.live)
+
+    def prepare(self, norms: NDArray[np.float32] | None) -> None:
+        """Do now what the first search would wait for; ``norms`` are those of :meth:`search`."""
+        if norms is not None and isinstance(self.index, LexicalIndex):
+            self.index.prepare(norms)
+        elif isinstance(self.index, InvertedIndex):
+            self.index.prepare()
 
     def document_frequencies(self, terms: NDArray[np.int64]) -> NDArray[np.int64]:
         """In how many live documents each term occurs, int64 (lexical indexes alone)."""

@@ -322,8 +322,9 @@ class Retriever:
         """Do now what the first search would wait for, as far as that takes no model."""
         stored = self._current.manifest.encoder
         import_for(stored["kind"])
+        self._current.prepare()
         if opens_quickly(stored):
-            _ = self.encoder  # loaded by being asked for
+            self._encode_queries(self._current, ["first"], None)
 
     def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder
