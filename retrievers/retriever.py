@@ -324,7 +324,7 @@ class Retriever:
         import_for(stored["kind"])
         self._current.prepare()
         if opens_quickly(stored):
-            self._encode_queries(self._current, ["first"], None)
+            self.search("first")  # as much as the first search takes longer than a later one
 
     def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder
