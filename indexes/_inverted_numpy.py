@@ -16,8 +16,6 @@ RANGE = 1 << 16
 SLICE = 8
 """How many rows are read or given up together."""
 
-_SHARE = 32  # terms in at least one of so many rows have bounds in steps
-
 
 def contributions(
     kind: int, payload: NDArray[Any], weight: Any, norms: NDArray[np.float32] | None
@@ -187,8 +185,8 @@ def inverted_within(
 ) -> tuple[int, int, int, int, int, float]:
     """The best ``k`` permitted rows of one query among those that are read: slices of 8 rows, by descending bound.
 
-    A slice's bound is the float32 sum, by ascending terms, of the most that each adds to one of its rows; for terms in at
-    least a 32nd of the rows that is rounded up to one of 255 steps. Reading ends where the highest bound that is left, less
+    A slice's bound is the float32 sum, by ascending terms, of the most that each adds to one of its rows, which is rounded
+    up to one of 255 steps. Reading ends where the highest bound that is left, less
     its share ``give_up`` (0 to below 1), is below the ``k``-th best score or below ``least``; or after so many seconds,
     but not before the first slice. The other arguments are those of :func:`inverted_search`, ``prepared`` what
     :func:`inverted_slices` gave for these postings and norms.
@@ -212,10 +210,10 @@ def inverted_within(
         near = None if norms is None else norms[np.minimum(held, n - 1)]
         highest = np.zeros(len(bounds), np.float32)
         np.maximum.at(highest, held // SLICE, contributions(kind, payload[at], np.float32(1), near))
-        if len(held) >= n // _SHARE:
-            unit = 1.0 if kind != 0 or block_max is None else float(decode16(block_max[term_blocks[slot] : term_blocks[slot + 1]]).max())
-            highest = _in_steps(highest, kind, unit)
-        bounds += weight * highest
+        unit = 1.0
+        if kind == 0 and block_max is not None:
+            unit = float(decode16(block_max[term_blocks[slot] : term_blocks[slot + 1]]).max())
+        bounds += weight * _in_steps(highest, kind, unit)
         exact[held] += contributions(kind, payload[at], weight, near)
         postings += np.bincount(held // SLICE, minlength=len(bounds))
     if mask is not None:

@@ -238,7 +238,7 @@ PyObject *inverted_within(PyObject *module, PyObject *arguments) {
         const int64_t *slots = (const int64_t *)b[SLOTS].buf + ((const int64_t *)b[OFFSETS].buf)[0];
         const float *weights = (const float *)b[WEIGHTS].buf + ((const int64_t *)b[OFFSETS].buf)[0];
         Scratch *scratch = take_scratch(count);
-        Room *room = scratch == NULL || slices_room(&index, slices, slots, count) < 0 ? NULL : room_new(slices, slots, count);
+        Room *room = scratch == NULL || slices_room(&index, slices, slots, count) < 0 ? NULL : take_room(slices, count);
         if (room == NULL)
             PyErr_NoMemory();
         else {
@@ -250,7 +250,8 @@ PyObject *inverted_within(PyObject *module, PyObject *arguments) {
             if (status != 0)
                 PyErr_SetString(PyExc_ValueError, OUT_OF_BOUNDS);
         }
-        room_free(room);
+        if (room != NULL)
+            give_room(slices, room);
         give_scratch(scratch);
     }
     for (int i = 0; i < BUFFERS; i++)

@@ -4,9 +4,10 @@
  * It is added up as scores are, in float32 by ascending terms, and no operation of these falls where an operand rises:
  * no row's score is above the bound of its slice. _inverted_numpy.py does the same, to the last bit.
  *
- * The most that a term adds in each slice is kept for terms that stand in many rows, rounded up to a code of 8 bits, with
- * the place of its first posting in every 32 rows. Room for these is made with Python's lock held; threads may fill them
- * at the same time: they write the same. For other terms both are made anew for each query. */
+ * The most that a term adds in each slice is kept, rounded up to a code of 8 bits: by slices for terms that stand in many
+ * rows, with the place of the first posting in every 32 rows; and for others by postings. These are kept from the first
+ * query for a term on. Room for them is made with Python's lock held; threads may fill it at the same time: none writes a
+ * code that is too low, not even for a while. */
 
 #include "_kernels.h" /* first: Python.h says what the headers of the system declare, such as clock_gettime */
 
@@ -18,23 +19,28 @@
 #include <time.h>
 
 enum {
-    SLICE = 8,                     /* rows; a byte of the mask */
-    STRIDE = 4,                    /* slices for which the place of the first posting is known */
-    GROUP = 16,                    /* slices that take part in the order together */
-    RANGE_SLICES = RANGE / SLICE,  /* of a range */
-    SHARE = 32                     /* terms in at least one of so many rows are kept */
+    SLICE = 8,                    /* rows; a byte of the mask */
+    STRIDE = 4,                   /* slices for which the place of the first posting of a common term is known, */
+    LONG_STRIDE = 32,             /* and of a rare one */
+    GROUP = 32,                   /* slices that take part in the order together */
+    RANGE_SLICES = RANGE / SLICE, /* of a range */
+    SHARE = 32                    /* terms in at least one of so many rows are common */
 };
 
 typedef struct { /* what is kept of a term */
-    uint8_t *codes;   /* [slices]: the most, in steps; 0 where no row holds the term */
-    uint16_t *firsts; /* [strides]: 1 + the first posting, from the block's start; 0 where there is none */
+    uint8_t *codes;   /* [slices], common: the most, in steps, 0 where no row holds the term; */
+                      /* [postings], rare: the same with the first posting of a slice, 0 with the others */
+    uint16_t *firsts; /* [slices / STRIDE]: 1 + the first posting, from the block's start, or 0; NULL: rare */
+    int64_t rows;
     float step;
     uint8_t ready;
 } Kept;
 
 typedef struct { /* a term of a query */
-    const uint8_t *codes; /* NULL where they are not kept */
+    const uint8_t *codes;
     uint16_t *firsts;
+    int64_t start, stop; /* of its postings */
+    int64_t stride; /* slices for which there is one of the firsts */
     float weight, step;
 } Term;
 
@@ -43,18 +49,36 @@ typedef struct {
 } Span;
 
 struct Room {
-    float *bounds; /* [slices]; 0 for those that are read */
-    float *tops;   /* [groups]: the highest bound */
-    int32_t *order; /* [groups]: a heap, the highest top first, and of equal ones the first */
-    Term *terms;
+    int64_t count;    /* of terms, at most */
+    float *bounds;    /* [slices]; 0 for those that are read */
+    float *tops;      /* [groups]: the highest bound */
+    int32_t *order;   /* [groups]: a heap, the highest top first, and of equal ones the first */
+    Term *terms;      /* [terms] */
     Span *spans;      /* [ranges, terms] */
-    uint16_t *firsts; /* [terms, strides] of terms that are not kept */
+    uint16_t *firsts; /* [terms, slices / LONG_STRIDE], of rare terms */
+    int32_t *present; /* [terms]: in a slice */
 };
 
 struct Slices {
-    int64_t n, term_count, posting_count, ranges, slices, strides, groups;
-    Kept *kept; /* [terms] */
+    int64_t n, term_count, posting_count, ranges;
+    int64_t slices, groups; /* of all ranges, the last as long as the others */
+    Kept *kept;             /* [terms] */
+    uint8_t *ones;          /* [slices] */
+    Room *spare;            /* changes hands with Python's lock held; fresh memory costs as much as a short search */
 };
+
+static void room_free(Room *room) {
+    if (room == NULL)
+        return;
+    free(room->bounds);
+    free(room->tops);
+    free(room->order);
+    free(room->terms);
+    free(room->spans);
+    free(room->firsts);
+    free(room->present);
+    free(room);
+}
 
 void slices_free(Slices *slices) {
     if (slices == NULL)
@@ -64,6 +88,8 @@ void slices_free(Slices *slices) {
         free(slices->kept[term].firsts);
     }
     free(slices->kept);
+    free(slices->ones);
+    room_free(slices->spare);
     free(slices);
 }
 
@@ -73,11 +99,13 @@ Slices *slices_new(int64_t n, int64_t terms, int64_t postings) {
         return NULL;
     slices->n = n, slices->term_count = terms, slices->posting_count = postings;
     slices->ranges = (n + RANGE - 1) / RANGE;
-    slices->groups = (n + GROUP * SLICE - 1) / (GROUP * SLICE);
-    slices->slices = slices->groups * GROUP;
-    slices->strides = slices->slices / STRIDE;
+    slices->slices = slices->ranges * RANGE_SLICES;
+    slices->groups = slices->slices / GROUP;
     slices->kept = calloc((size_t)terms + 1, sizeof *slices->kept);
-    if (slices->kept == NULL || slices->groups > INT32_MAX) {
+    slices->ones = malloc((size_t)slices->slices + 1);
+    if (slices->ones != NULL)
+        memset(slices->ones, 1, (size_t)slices->slices);
+    if (slices->kept == NULL || slices->ones == NULL || slices->groups > INT32_MAX) {
         slices_free(slices);
         return NULL;
     }
@@ -97,52 +125,53 @@ int slices_room(const Index *index, Slices *slices, const int64_t *slots, int64_
             continue;
         const uint64_t rows = (uint64_t)index->block_start[last] - (uint64_t)index->block_start[first];
         Kept *kept = slices->kept + slots[i];
-        if (rows < (uint64_t)index->n / SHARE || kept->codes != NULL)
+        if (kept->codes != NULL || rows > (uint64_t)index->posting_count)
             continue;
-        uint8_t *codes = calloc((size_t)slices->slices + 1, 1);
-        kept->firsts = calloc((size_t)slices->strides + 1, sizeof *kept->firsts);
-        if (codes == NULL || kept->firsts == NULL) {
-            free(codes);
+        const int common = rows >= (uint64_t)index->n / SHARE;
+        if (common && (kept->firsts = calloc((size_t)(slices->slices / STRIDE) + 1, sizeof *kept->firsts)) == NULL)
+            return -1;
+        kept->codes = calloc(common ? (size_t)slices->slices + 1 : (size_t)rows + 1, 1);
+        if (kept->codes == NULL) {
             free(kept->firsts);
             kept->firsts = NULL;
             return -1;
         }
-        kept->codes = codes;
+        kept->rows = (int64_t)rows;
     }
     return 0;
 }
 
-void room_free(Room *room) {
-    if (room == NULL)
-        return;
-    free(room->bounds);
-    free(room->tops);
-    free(room->order);
-    free(room->terms);
-    free(room->spans);
-    free(room->firsts);
-    free(room);
-}
-
-Room *room_new(const Slices *slices, const int64_t *slots, int64_t count) {
-    size_t rare = 0;
-    for (int64_t i = 0; i < count; i++)
-        rare += slots[i] >= 0 && slots[i] < slices->term_count && slices->kept[slots[i]].codes == NULL;
-    Room *room = calloc(1, sizeof *room);
+Room *take_room(Slices *slices, int64_t count) {
+    Room *room = slices->spare;
+    slices->spare = NULL;
+    if (room != NULL && room->count >= count)
+        return room;
+    room_free(room);
+    room = calloc(1, sizeof *room);
     if (room == NULL)
         return NULL;
-    room->bounds = malloc(((size_t)slices->slices + 1) * sizeof *room->bounds);
-    room->tops = calloc((size_t)slices->groups + 1, sizeof *room->tops);
+    const size_t all = (size_t)slices->slices, terms = (size_t)count + 1;
+    room->count = count;
+    room->bounds = malloc((all + 1) * sizeof *room->bounds);
+    room->tops = malloc(((size_t)slices->groups + 1) * sizeof *room->tops);
     room->order = malloc(((size_t)slices->groups + 1) * sizeof *room->order);
-    room->terms = malloc(((size_t)count + 1) * sizeof *room->terms);
-    room->spans = calloc((size_t)slices->ranges * (size_t)count + 1, sizeof *room->spans);
-    room->firsts = calloc(rare * (size_t)slices->strides + 1, sizeof *room->firsts);
+    room->terms = malloc(terms * sizeof *room->terms);
+    room->spans = malloc(((size_t)slices->ranges * terms + 1) * sizeof *room->spans);
+    room->firsts = malloc((all / LONG_STRIDE * terms + 1) * sizeof *room->firsts);
+    room->present = malloc(terms * sizeof *room->present);
     if (room->bounds == NULL || room->tops == NULL || room->order == NULL || room->terms == NULL || room->spans == NULL ||
-        room->firsts == NULL) {
+        room->firsts == NULL || room->present == NULL) {
         room_free(room);
         return NULL;
     }
     return room;
+}
+
+void give_room(Slices *slices, Room *room) {
+    if (slices->spare == NULL)
+        slices->spare = room;
+    else
+        room_free(room);
 }
 
 /* ---- what is kept ---- */
@@ -170,60 +199,56 @@ static int fill(const Index *index, const Slices *slices, int64_t slot, float *c
     }
     /* A little more, so that 255 steps, whatever is rounded, are no less than the unit. */
     kept->step = index->kind == IMPACTS_8 ? 1.0f : unit / 255.0f * 1.000001f;
-    uint8_t codes[CHUNK];
+    uint8_t codes[CHUNK], most = 0;
+    int64_t current = -1, place = 0; /* the slice of a rare term, and its first posting */
     for (int64_t block = first; block < last; block++) {
         const int64_t start = index->block_start[block], stop = index->block_start[block + 1];
         const int64_t base = (int64_t)index->block_range[block] * RANGE;
-        if (start < 0 || stop < start || stop > index->posting_count || base >= index->n)
+        if (start < index->block_start[first] || stop < start || stop > index->block_start[last] || stop > index->posting_count ||
+            stop - start > RANGE || base >= index->n)
             return -1;
         for (int64_t at = start; at < stop; at += CHUNK) {
             const int64_t count = stop - at < CHUNK ? stop - at : CHUNK;
             contribute(index, base, at, count, 1.0f, chunk);
             encode(chunk, count, kept->step, codes);
             for (int64_t i = 0; i < count; i++) {
-                const int64_t row = base + index->ids[at + i], slice = row / SLICE;
-                if (row >= index->n)
-                    continue;
-                if (kept->codes[slice] < codes[i])
-                    kept->codes[slice] = codes[i];
-                if (kept->firsts[slice / STRIDE] == 0)
-                    kept->firsts[slice / STRIDE] = (uint16_t)(at + i - start + 1);
+                const int64_t slice = (base + index->ids[at + i]) / SLICE;
+                if (kept->firsts != NULL) {
+                    if (kept->codes[slice] < codes[i])
+                        kept->codes[slice] = codes[i];
+                    if (kept->firsts[slice / STRIDE] == 0)
+                        kept->firsts[slice / STRIDE] = (uint16_t)(at + i - start + 1);
+                } else if (slice != current) {
+                    if (current >= 0)
+                        kept->codes[place] = most;
+                    current = slice, place = at + i - index->block_start[first], most = codes[i];
+                } else
+                    most = codes[i] > most ? codes[i] : most;
             }
         }
     }
+    if (current >= 0)
+        kept->codes[place] = most;
     STORE_RELEASE(&kept->ready, 1);
     return 0;
 }
 
 /* ---- bounds ---- */
 
-CLONES static void add_kept(float *restrict bounds, const uint8_t *restrict codes, float weight, float step, int64_t count) {
+CLONES static void add_common(float *restrict bounds, const uint8_t *restrict codes, float weight, float step, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         bounds[i] += weight * (step * (float)codes[i]);
 }
 
-static void add_rare(const Index *index, const Range *range, const Span *span, const Term *term, float *chunk, float *bounds) {
-    int64_t current = -1;
-    float most = 0.0f;
-    for (int64_t at = span->start; at < span->stop; at += CHUNK) {
-        const int64_t count = span->stop - at < CHUNK ? span->stop - at : CHUNK;
-        contribute(index, range->base, at, count, term->weight, chunk);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t id = index->ids[at + i], slice = id / SLICE, stride = (range->base / SLICE + slice) / STRIDE;
-            if (id >= range->limit)
-                continue;
-            if (slice != current) {
-                if (current >= 0)
-                    bounds[current] += most;
-                current = slice, most = 0.0f;
-            }
-            most = chunk[i] > most ? chunk[i] : most;
-            if (term->firsts[stride] == 0)
-                term->firsts[stride] = (uint16_t)(at + i - span->start + 1);
-        }
+/* Backwards, so that the place that stays is that of the first. */
+static void add_rare(const Index *index, const Range *range, const Span *span, const Term *term, float *restrict bounds) {
+    const uint16_t *restrict ids = index->ids + span->start;
+    const uint8_t *restrict codes = term->codes + (span->start - term->start);
+    uint16_t *restrict firsts = term->firsts + range->base / (SLICE * LONG_STRIDE);
+    for (int64_t i = span->stop - span->start - 1; i >= 0; i--) {
+        bounds[ids[i] / SLICE] += term->weight * (term->step * (float)codes[i]);
+        firsts[ids[i] / (SLICE * LONG_STRIDE)] = (uint16_t)(i + 1);
     }
-    if (current >= 0)
-        bounds[current] += most;
 }
 
 /* Drop the slices of which no row is permitted. */
@@ -242,15 +267,26 @@ static int64_t documents(const Index *index, int64_t slice) {
     return index->n - slice * SLICE < SLICE ? index->n - slice * SLICE : SLICE;
 }
 
-static float top_of(const float *bounds) {
-    float top = 0.0f;
-    for (int i = 0; i < GROUP; i++)
-        top = bounds[i] > top ? bounds[i] : top;
-    return top;
+/* The highest bound of each group. Bounds are 0 or more, and so are ordered as the whole numbers with their bits. */
+CLONES static void find_tops(const float *restrict bounds, float *restrict tops, int64_t groups) {
+    for (int64_t group = 0; group < groups; group++) {
+        int32_t bits[GROUP], top = 0;
+        memcpy(bits, bounds + group * GROUP, sizeof bits);
+        for (int i = 0; i < GROUP; i++)
+            top = bits[i] > top ? bits[i] : top;
+        memcpy(tops + group, &top, sizeof top);
+    }
 }
 
-/* The bounds of a range's slices, and the tops of its groups. */
-static void bound_range(const Index *index, const Range *range, int64_t count, Scratch *scratch, Room *room, Looked *looked) {
+CLONES static int32_t above_zero(const float *bounds, int64_t count) {
+    int32_t above = 0;
+    for (int64_t i = 0; i < count; i++)
+        above += bounds[i] > 0.0f;
+    return above;
+}
+
+/* The bounds of a range's slices, and the tops of its groups. Returns -1 where a block is not within its term. */
+static int bound_range(const Index *index, const Range *range, int64_t count, Scratch *scratch, Room *room, Looked *looked) {
     const int64_t first = range->base / SLICE, number = (range->limit + SLICE - 1) / SLICE;
     const int64_t groups = (number + GROUP - 1) / GROUP;
     float *bounds = room->bounds + first;
@@ -260,19 +296,25 @@ static void bound_range(const Index *index, const Range *range, int64_t count, S
         const Cursor *cursor = scratch->active[i];
         const int64_t at = cursor - scratch->cursors;
         const Term *term = room->terms + at;
+        if (cursor->start < term->start || cursor->stop > term->stop)
+            return -1;
         spans[at] = (Span){cursor->start, cursor->stop};
-        if (term->codes != NULL)
-            add_kept(bounds, term->codes + first, term->weight, term->step, number);
+        if (term->stride == STRIDE)
+            add_common(bounds, term->codes + first, term->weight, term->step, number);
         else
-            add_rare(index, range, spans + at, term, scratch->chunk, bounds);
+            add_rare(index, range, spans + at, term, bounds);
     }
     if (index->mask != NULL)
         drop(bounds, index->mask + first, number);
-    for (int64_t i = 0; i < number; i++)
-        if (bounds[i] > 0.0f)
-            looked->slices++, looked->documents += documents(index, first + i);
-    for (int64_t group = 0; group < groups; group++)
-        room->tops[first / GROUP + group] = top_of(bounds + group * GROUP);
+    const int32_t above = above_zero(bounds, number);
+    looked->slices += above;
+    if (index->mask == NULL)
+        looked->documents += (int64_t)above * SLICE - (bounds[number - 1] > 0.0f ? number * SLICE - range->limit : 0);
+    else
+        for (int64_t i = 0; i < number; i++)
+            looked->documents += bounds[i] > 0.0f ? documents(index, first + i) : 0;
+    find_tops(bounds, room->tops + first / GROUP, groups);
+    return 0;
 }
 
 /* ---- the order ---- */
@@ -316,18 +358,25 @@ static inline float added(const Index *index, const int kind, int64_t at, float 
 
 /* The scores of a slice's rows; how many postings they took. */
 static inline int64_t read_slice(const Index *index, const int kind, int64_t slice, int64_t count, const Room *room,
-                                 float *scores) {
+                                 const uint8_t *ones, float *scores) {
     const Span *spans = room->spans + slice / RANGE_SLICES * count;
     const int64_t base = slice / RANGE_SLICES * RANGE, low = slice * SLICE - base;
-    int64_t postings = 0;
+    const int64_t width = kind == FREQUENCIES_32 ? 4 : kind == FREQUENCIES_16 || kind == IMPACTS_16 ? 2 : 1;
+    int32_t *present = room->present;
+    int64_t postings = 0, number = 0;
     for (int64_t i = 0; i < count; i++) {
         const Term *term = room->terms + i;
-        if (term->codes != NULL && term->codes[slice] == 0)
-            continue;
-        const uint16_t first = term->firsts[slice / STRIDE];
-        if (first == 0)
-            continue;
-        int64_t at = spans[i].start + first - 1;
+        const uint16_t first = term->firsts[slice / term->stride];
+        const uint8_t *codes = term->stride == STRIDE ? term->codes : ones;
+        PREFETCH(index->ids + spans[i].start + first);
+        PREFETCH((const char *)index->payload + (spans[i].start + first) * width);
+        present[number] = (int32_t)i;
+        number += (codes[slice] != 0) & (first != 0);
+    }
+    for (int64_t j = 0; j < number; j++) {
+        const int32_t i = present[j];
+        const Term *term = room->terms + i;
+        int64_t at = spans[i].start + term->firsts[slice / term->stride] - 1;
         while (at < spans[i].stop && index->ids[at] < low)
             at++;
         for (; at < spans[i].stop && index->ids[at] < low + SLICE; at++, postings++) {
@@ -339,18 +388,18 @@ static inline int64_t read_slice(const Index *index, const int kind, int64_t sli
     return postings;
 }
 
-static int64_t read_any(const Index *index, int64_t slice, int64_t count, const Room *room, float *scores) {
+static int64_t read_any(const Index *index, int64_t slice, int64_t count, const Room *room, const uint8_t *ones, float *scores) {
     switch (index->kind) { /* each with a loop of its own */
     case IMPACTS_16:
-        return read_slice(index, IMPACTS_16, slice, count, room, scores);
+        return read_slice(index, IMPACTS_16, slice, count, room, ones, scores);
     case IMPACTS_8:
-        return read_slice(index, IMPACTS_8, slice, count, room, scores);
+        return read_slice(index, IMPACTS_8, slice, count, room, ones, scores);
     case FREQUENCIES_8:
-        return read_slice(index, FREQUENCIES_8, slice, count, room, scores);
+        return read_slice(index, FREQUENCIES_8, slice, count, room, ones, scores);
     case FREQUENCIES_16:
-        return read_slice(index, FREQUENCIES_16, slice, count, room, scores);
+        return read_slice(index, FREQUENCIES_16, slice, count, room, ones, scores);
     default:
-        return read_slice(index, FREQUENCIES_32, slice, count, room, scores);
+        return read_slice(index, FREQUENCIES_32, slice, count, room, ones, scores);
     }
 }
 
@@ -371,21 +420,26 @@ int within_query(const Index *index, Slices *slices, const int64_t *slots, const
     const double start = now();
     if (start_cursors(index, slots, weights, count, scratch) < 0)
         return -1;
-    uint16_t *firsts = room->firsts;
+    memset(room->tops, 0, (size_t)slices->groups * sizeof *room->tops);
+    memset(room->spans, 0, (size_t)(slices->ranges * count) * sizeof *room->spans);
     for (int64_t i = 0; i < count; i++) {
         Kept *kept = slices->kept + slots[i];
-        Term *term = room->terms + i;
-        *term = (Term){kept->codes, kept->firsts, weights[i], 0.0f};
-        if (kept->codes == NULL)
-            term->firsts = firsts, firsts += slices->strides;
-        else if (!LOAD_ACQUIRE(&kept->ready) && fill(index, slices, slots[i], scratch->chunk) < 0)
+        if (kept->codes == NULL || (!LOAD_ACQUIRE(&kept->ready) && fill(index, slices, slots[i], scratch->chunk) < 0))
             return -1;
-        term->step = kept->step;
+        uint16_t *firsts = kept->firsts;
+        if (firsts == NULL) {
+            const int64_t strides = slices->slices / LONG_STRIDE;
+            firsts = room->firsts + i * strides;
+            memset(firsts, 0, (size_t)strides * sizeof *firsts);
+        }
+        const int64_t start = index->block_start[index->term_blocks[slots[i]]];
+        room->terms[i] = (Term){kept->codes, firsts, start, start + kept->rows, kept->firsts == NULL ? LONG_STRIDE : STRIDE, weights[i], kept->step};
     }
     Range range;
     int status;
     while ((status = next_range(index, scratch, count, &range)) > 0)
-        bound_range(index, &range, count, scratch, room, looked);
+        if (bound_range(index, &range, count, scratch, room, looked) < 0)
+            return -1;
     if (status < 0)
         return -1;
     int64_t size = 0;
@@ -406,12 +460,12 @@ int within_query(const Index *index, Slices *slices, const int64_t *slots, const
         const int64_t slice = (int64_t)group * GROUP + at;
         float scores[SLICE] = {0.0f};
         looked->slices_read++, looked->documents_read += documents(index, slice);
-        looked->postings_read += read_any(index, slice, count, room, scores);
+        looked->postings_read += read_any(index, slice, count, room, slices->ones, scores);
         for (int64_t i = 0, row = slice * SLICE; i < SLICE && row < index->n; i++, row++)
             if (scores[i] > 0.0f && permitted(index, row))
                 offer(heap, scores[i], row);
         bounds[at] = 0.0f;
-        room->tops[group] = top_of(bounds);
+        find_tops(bounds, room->tops + group, 1);
         if (!(room->tops[group] > 0.0f))
             room->order[0] = room->order[--size];
         settle(room, size, 0);

@@ -25,11 +25,11 @@ int slices_fit(const Slices *slices, const Index *index);
 /* Make room for what is kept of these terms; one thread at a time. Returns -1 without memory. */
 int slices_room(const Index *index, Slices *slices, const int64_t *slots, int64_t count);
 
-/* After slices_room. NULL without memory. */
-Room *room_new(const Slices *slices, const int64_t *slots, int64_t count);
-void room_free(Room *room);
+/* Room for a query of so many terms, to be given back; one thread at a time. NULL without memory. */
+Room *take_room(Slices *slices, int64_t count);
+void give_room(Slices *slices, Room *room);
 
-/* Search one query of `count` terms (slots ascending): slices by descending bound, until that less the share `give_up` is
+/* Search one query of `count` terms (slots ascending), for which there is room: slices by descending bound, until that less the share `give_up` is
  * below `least` or the k-th best score, or, after one slice or more, until the seconds are over. `heap` and `looked`, empty at
  * first, tell the outcome. Returns 0, or -1 where a slot, block or range is out of bounds. */
 int within_query(const Index *index, Slices *slices, const int64_t *slots, const float *weights, int64_t count, float least,
