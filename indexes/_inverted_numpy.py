@@ -69,7 +69,9 @@ def inverted_search(
     for query in range(len(counts)):
         mine = slice(int(offsets[query]), int(offsets[query + 1]))
         by_range: dict[int, list[tuple[int, int, np.float32]]] = {}
-        for spans, weight in zip(_spans(n, ids, term_blocks, block_start, block_range, slots[mine]), weights[mine], strict=True):
+        for spans, weight in zip(
+            _spans(n, ids, term_blocks, block_start, block_range, slots[mine]), weights[mine], strict=True
+        ):
             for number, start, stop in spans:
                 by_range.setdefault(number, []).append((start, stop, weight))
         best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -107,7 +109,7 @@ def _in_steps(highest: NDArray[np.float32], kind: int, unit: float) -> NDArray[n
     step = np.float32(1) if kind == 1 else np.float32(unit) / np.float32(255) * np.float32(1.000001)
     codes = np.trunc(np.minimum(highest / step, np.float32(255)))
     codes += codes * step < highest
-    return step * np.minimum(np.maximum(codes, highest > 0), np.float32(255))
+    return np.asarray(step * np.minimum(np.maximum(codes, highest > 0), np.float32(255)))
 
 
 def _check_sizes(
@@ -124,7 +126,9 @@ def _check_sizes(
     counts: NDArray[np.int64],
 ) -> None:
     fit = len(block_start) == len(block_range) + 1 and len(payload) == len(ids) and (norms is None or len(norms) == n)
-    fit = fit and (mask is None or len(mask) == -(-n // 8)) and len(rows) == len(scores) and len(rows) >= k * len(counts)
+    fit = (
+        fit and (mask is None or len(mask) == -(-n // 8)) and len(rows) == len(scores) and len(rows) >= k * len(counts)
+    )
     if not fit:
         raise ValueError("the sizes of the buffers do not fit together")
 
