@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from typing import Any
 
@@ -228,22 +229,23 @@ def inverted_within(
         permitted[-1] = n % SLICE
     matching = np.flatnonzero(bounds > 0)
     order = matching[np.lexsort((matching, -bounds[matching]))]
-    best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    best: list[tuple[float, int]] = []  # a heap of scores and negative rows, the worst first
     read = 0
     for number in order.tolist():
-        kth = best_scores[-1] if len(best_scores) == k else 0.0
-        if float(bounds[number]) * (1.0 - give_up) < max(float(kth), float(np.float32(least))):
+        kth = best[0][0] if len(best) == k else 0.0
+        if float(bounds[number]) * (1.0 - give_up) < max(kth, float(np.float32(least))):
             break
-        some = np.arange(number * SLICE, number * SLICE + SLICE)
-        best_rows = np.concatenate([best_rows, some[exact[some] > 0]])
-        best_scores = np.concatenate([best_scores, exact[some][exact[some] > 0]])
-        best = np.lexsort((best_rows, -best_scores))[:k]
-        best_rows, best_scores = best_rows[best], best_scores[best]
+        for row, score in enumerate(exact[number * SLICE : number * SLICE + SLICE].tolist(), number * SLICE):
+            if score > 0 and len(best) < k:
+                heapq.heappush(best, (score, -row))
+            elif score > 0:
+                heapq.heappushpop(best, (score, -row))
         read += 1
         if time.monotonic() - start >= seconds:
             break
-    counts[0] = len(best_rows)
-    rows[: len(best_rows)], scores[: len(best_rows)] = best_rows, best_scores
+    best.sort(reverse=True)
+    counts[0] = len(best)
+    rows[: len(best)], scores[: len(best)] = [-row for _, row in best], [score for score, _ in best]
     done = order[:read]
     return (
         len(order), read, int(permitted[order].sum()), int(permitted[done].sum()), int(postings[done].sum()),
