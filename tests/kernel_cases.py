@@ -390,11 +390,11 @@ def run_everything(module: Any, seeds: range) -> None:
         case = random_case(seed)
         assert run(module, case) == run(twin, case), f"seed {seed}"
         run_damaged(module, damaged_case(seed))
+        limits = LIMITS[seed % len(LIMITS)]
         if len(case["offsets"]) > 1:
-            for limits in LIMITS:
-                assert run_within(module, case, limits) == run_within(twin, case, limits), f"seed {seed}"
-        for number in range(6):
-            run_damaged_within(module, 6 * seed + number)
+            assert run_within(module, case, limits) == run_within(twin, case, limits), f"seed {seed}"
+        for number in range(3):
+            run_damaged_within(module, 3 * seed + number)
         check_maxsim(module, maxsim_case(seed))
         run_damaged_maxsim(module, damaged_maxsim_case(seed))
         exact = exact_case(seed)
