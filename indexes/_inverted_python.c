@@ -1,7 +1,7 @@
 /* The kernels over postings as Python calls them: buffers in, their sizes checked against each other, the lock released.
  * _inverted_numpy.py says what the arguments mean. */
 
-#include "_inverted.h"
+#include "_within.h"
 
 #include <stdlib.h>
 
@@ -101,6 +101,41 @@ PyObject *inverted_prepare(PyObject *module, PyObject *arguments) {
  * Python's lock held; a search that finds it taken makes its own. */
 static Scratch *spare = NULL;
 
+static const char OUT_OF_BOUNDS[] = "a slot, block or range of the postings is out of bounds";
+
+/* A scratch with room for so many cursors, or NULL without memory. */
+static Scratch *take_scratch(int64_t count) {
+    Scratch *scratch = spare != NULL ? spare : calloc(1, sizeof *scratch);
+    spare = NULL;
+    Cursor *cursors = malloc((size_t)(count + 1) * sizeof *cursors);
+    Cursor **active = malloc((size_t)(count + 1) * sizeof *active);
+    if (scratch == NULL || cursors == NULL || active == NULL) {
+        free(active);
+        free(cursors);
+        free(scratch);
+        return NULL;
+    }
+    scratch->cursors = cursors, scratch->active = active;
+    return scratch;
+}
+
+static void give_scratch(Scratch *scratch) {
+    if (scratch == NULL)
+        return;
+    free(scratch->active);
+    free(scratch->cursors);
+    if (spare == NULL)
+        spare = scratch;
+    else
+        free(scratch);
+}
+
+static void set_buffers(Index *index, const Py_buffer *b) {
+    index->ids = b[IDS].buf, index->payload = b[PAYLOAD].buf, index->term_blocks = b[TERM_BLOCKS].buf;
+    index->block_start = b[BLOCK_START].buf, index->block_range = b[BLOCK_RANGE].buf, index->block_max = b[BLOCK_MAX].buf;
+    index->norms = index->kind > IMPACTS_8 ? b[NORMS].buf : NULL, index->mask = b[MASK].buf;
+}
+
 /* inverted_search(kind, n, k, ids, payload, term_blocks, block_start, block_range, block_max | None, norms | None,
  *                 mask | None, slots, weights, offsets, rows, scores, counts[, what inverted_prepare gave | None]) */
 PyObject *inverted_search(PyObject *module, PyObject *arguments) {
@@ -114,7 +149,6 @@ PyObject *inverted_search(PyObject *module, PyObject *arguments) {
                           b + SLOTS, b + WEIGHTS, b + OFFSETS, b + ROWS, b + SCORES, b + COUNTS, &prepared))
         return NULL;
     index.n = n;
-    Scratch *scratch = NULL;
     int status = -1;
     int64_t longest = check_search(&index, k, b);
     Coarse *coarse = NULL;
@@ -127,15 +161,9 @@ PyObject *inverted_search(PyObject *module, PyObject *arguments) {
         }
     }
     if (longest >= 0) {
-        index.ids = b[IDS].buf, index.payload = b[PAYLOAD].buf, index.term_blocks = b[TERM_BLOCKS].buf;
-        index.block_start = b[BLOCK_START].buf, index.block_range = b[BLOCK_RANGE].buf;
-        index.block_max = b[BLOCK_MAX].buf, index.norms = index.kind > IMPACTS_8 ? b[NORMS].buf : NULL, index.mask = b[MASK].buf;
-        scratch = spare != NULL ? spare : calloc(1, sizeof *scratch);
-        spare = NULL;
-        Cursor *cursors = malloc((size_t)(longest + 1) * sizeof *cursors);
-        Cursor **active = malloc((size_t)(longest + 1) * sizeof *active);
-        if (scratch != NULL && cursors != NULL && active != NULL) {
-            scratch->cursors = cursors, scratch->active = active;
+        set_buffers(&index, b);
+        Scratch *scratch = take_scratch(longest);
+        if (scratch != NULL) {
             const int64_t *offsets = b[OFFSETS].buf, queries = (int64_t)(b[OFFSETS].len / 8) - 1;
             status = 0;
             Py_BEGIN_ALLOW_THREADS
@@ -148,21 +176,90 @@ PyObject *inverted_search(PyObject *module, PyObject *arguments) {
             }
             Py_END_ALLOW_THREADS
             if (status != 0)
-                PyErr_SetString(PyExc_ValueError, "a slot, block or range of the postings is out of bounds");
+                PyErr_SetString(PyExc_ValueError, OUT_OF_BOUNDS);
         } else
             PyErr_NoMemory();
-        free(active);
-        free(cursors);
-        if (spare == NULL)
-            spare = scratch;
-        else
-            free(scratch);
+        give_scratch(scratch);
     }
     for (int i = 0; i < BUFFERS; i++)
         PyBuffer_Release(b + i);
     if (status != 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+static const char SLICES[] = "retrievers.indexes.slices";
+
+static void free_slices(PyObject *capsule) { slices_free(PyCapsule_GetPointer(capsule, SLICES)); }
+
+/* inverted_slices(n, terms, postings): room for what searches by slices keep of so many terms. */
+PyObject *inverted_slices(PyObject *module, PyObject *arguments) {
+    (void)module;
+    long long n, terms, postings;
+    if (!PyArg_ParseTuple(arguments, "LLL", &n, &terms, &postings))
+        return NULL;
+    if (n < 0 || n > (int64_t)RANGE * UINT32_MAX || terms < 0 || terms > INT64_MAX / 64) {
+        PyErr_SetString(PyExc_ValueError, "n or the number of terms is out of range");
+        return NULL;
+    }
+    Slices *slices = slices_new(n, terms, postings);
+    if (slices == NULL)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(slices, SLICES, free_slices);
+    if (capsule == NULL)
+        slices_free(slices);
+    return capsule;
+}
+
+/* inverted_within(kind, n, k, ids, payload, term_blocks, block_start, block_range, block_max | None, norms | None,
+ *                 mask | None, slots, weights, offsets, rows, scores, counts, least, give_up, seconds,
+ *                 what inverted_slices gave): one query. */
+PyObject *inverted_within(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Index index;
+    Py_buffer b[BUFFERS];
+    long long n, k;
+    double least, give_up, seconds;
+    PyObject *prepared;
+    if (!PyArg_ParseTuple(arguments, "iLLy*y*y*y*y*z*z*z*y*y*y*w*w*w*dddO", &index.kind, &n, &k, b + IDS, b + PAYLOAD,
+                          b + TERM_BLOCKS, b + BLOCK_START, b + BLOCK_RANGE, b + BLOCK_MAX, b + NORMS, b + MASK,
+                          b + SLOTS, b + WEIGHTS, b + OFFSETS, b + ROWS, b + SCORES, b + COUNTS, &least, &give_up, &seconds,
+                          &prepared))
+        return NULL;
+    index.n = n;
+    int status = -1;
+    Looked looked = {0};
+    Slices *slices = PyCapsule_GetPointer(prepared, SLICES);
+    const int64_t count = slices == NULL ? -1 : check_search(&index, k, b);
+    if (count >= 0 && (b[OFFSETS].len != 16 || !slices_fit(slices, &index) || !(give_up >= 0.0 && give_up < 1.0)))
+        PyErr_SetString(PyExc_ValueError, "one query is searched, with what was made for these sizes, giving up less than all");
+    else if (count >= 0) {
+        set_buffers(&index, b);
+        const int64_t *slots = (const int64_t *)b[SLOTS].buf + ((const int64_t *)b[OFFSETS].buf)[0];
+        const float *weights = (const float *)b[WEIGHTS].buf + ((const int64_t *)b[OFFSETS].buf)[0];
+        Scratch *scratch = take_scratch(count);
+        Room *room = scratch == NULL || slices_room(&index, slices, slots, count) < 0 ? NULL : take_room(slices, count);
+        if (room == NULL)
+            PyErr_NoMemory();
+        else {
+            Heap heap = {b[SCORES].buf, b[ROWS].buf, 0, k};
+            Py_BEGIN_ALLOW_THREADS
+            status = within_query(&index, slices, slots, weights, count, (float)least, give_up, seconds, scratch, room, &heap, &looked);
+            Py_END_ALLOW_THREADS
+            ((int64_t *)b[COUNTS].buf)[0] = heap.size;
+            if (status != 0)
+                PyErr_SetString(PyExc_ValueError, OUT_OF_BOUNDS);
+        }
+        if (room != NULL)
+            give_room(slices, room);
+        give_scratch(scratch);
+    }
+    for (int i = 0; i < BUFFERS; i++)
+        PyBuffer_Release(b + i);
+    if (status != 0)
+        return NULL;
+    return Py_BuildValue("LLLLLd", (long long)looked.slices, (long long)looked.slices_read, (long long)looked.documents,
+                         (long long)looked.documents_read, (long long)looked.postings_read, (double)looked.ceiling);
 }
 
 /* inverted_count(n, ids, block_start, block_range, mask, counts) */

@@ -48,6 +48,8 @@ PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
+PyObject *inverted_slices(PyObject *module, PyObject *arguments);
+PyObject *inverted_within(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 PyObject *maxsim_exact(PyObject *module, PyObject *arguments);

@@ -8,8 +8,9 @@ sum of its contributions in ascending order of terms, and a row that shares no t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,24 @@ _LARGE = 1 << 12
 _BATCH = 1 << 22  # results that one call of a kernel may hold
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a search that may give up a part has looked at.
+
+    The rows of a segment are read, or not, by slices of eight. Those that hold a term of the query and a permitted row are
+    counted, those that were read, and the permitted rows of both; of postings all that the query's terms have.
+    """
+
+    slices: int
+    slices_read: int
+    documents: int
+    documents_read: int
+    postings: int
+    postings_read: int
+    ceiling: float
+    """The most that a row can score that was not read, 0 where there is none."""
+
+
 class InvertedIndex:
     """Impacts: what sparse encoders give, as unsigned 16-bit floats or as 8-bit codes.
 
@@ -57,6 +76,10 @@ class InvertedIndex:
     @cached_property
     def _prepared(self) -> Any:
         return self._postings.prepare()
+
+    @cached_property
+    def _sliced(self) -> Any:
+        return self._postings.slices()
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -137,6 +160,33 @@ class InvertedIndex:
         mask = _mask(self.size, allowed, live)
         return _search(self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared)
 
+    def search_within(
+        self,
+        query: Vectors,
+        k: int,
+        *,
+        give_up: float = 0.0,
+        seconds: float = math.inf,
+        least: float = 0.0,
+        allowed: Bitmap | None = None,
+        live: Bitmap | None = None,
+    ) -> tuple[Found, Looked]:
+        """The best ``k`` rows of one query among those that are read, and what was read.
+
+        Slices of rows are read by the most that they can score, descending. A row that is not read scores less than
+        ``1 / (1 - give_up)`` times the ``k``-th best score, or than so many times ``least``; except where the ``seconds``
+        were over, which ends the search after the first slice or a later one. Raises what :meth:`search` raises.
+        """
+        places, weights, _ = self._look_up(query)
+        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
+        mask = _mask(self.size, allowed, live)
+        limits = least, give_up, seconds
+        return _within(self._postings, kind, places, weights, k, mask, self._block_max, None, self._sliced, limits)
+
+    def prepare(self) -> None:
+        """Make now the room for what searches keep of the postings, which takes milliseconds of the first."""
+        _ = self._prepared
+
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The terms that a query (csr_matrix of one row) and a row share, ascending, and what each adds to the score.
 
@@ -166,6 +216,7 @@ class LexicalIndex:
         self._postings = postings
         self._kind = _FREQUENCIES[8 * postings.payload.dtype.itemsize]
         self._prepared: tuple[NDArray[np.float32] | None, Any] = None, None  # for these norms
+        self._sliced: tuple[NDArray[np.float32] | None, Any] = None, None
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
@@ -231,10 +282,33 @@ class LexicalIndex:
         (:meth:`retrievers.bm25.Bm25.norms`). Raises VectorError for queries of another vocabulary, QueryError for a
         ``k`` below 1 or for bitmaps or norms that do not fit.
         """
-        prepared = self._prepare(norms)
+        prepared = self.prepare(norms)
         found = _look_up(self._postings, queries, self.dimension)
         mask = _mask(self.size, allowed, live)
         return _search(self._postings, self._kind, *found, k, mask, None, norms, prepared)
+
+    def search_within(
+        self,
+        query: Vectors,
+        k: int,
+        *,
+        norms: NDArray[np.float32],
+        give_up: float = 0.0,
+        seconds: float = math.inf,
+        least: float = 0.0,
+        allowed: Bitmap | None = None,
+        live: Bitmap | None = None,
+    ) -> tuple[Found, Looked]:
+        """As :meth:`InvertedIndex.search_within`, with the ``norms`` of :meth:`search`."""
+        known, sliced = self._sliced
+        if norms is not known:
+            self.prepare(norms)  # which checks them
+            sliced = self._postings.slices()
+            self._sliced = norms, sliced
+        places, weights, _ = _look_up(self._postings, query, self.dimension)
+        mask = _mask(self.size, allowed, live)
+        limits = least, give_up, seconds
+        return _within(self._postings, self._kind, places, weights, k, mask, None, norms, sliced, limits)
 
     def explain(
         self, query: Vectors, row: int, norms: NDArray[np.float32]
@@ -243,7 +317,7 @@ class LexicalIndex:
 
         Added up in float32 in this order, the contributions are the score that a search with these norms gives.
         """
-        self._prepare(norms)
+        self.prepare(norms)
         places, weights, _ = _look_up(self._postings, query, self.dimension)
         at, shared = _common(self._postings, places, row, self.size)
         parts = contributions(self._kind, self._postings.payload[at], weights[shared], norms[row])
@@ -271,8 +345,11 @@ class LexicalIndex:
         found = np.flatnonzero(by_term)
         return postings.terms[found], by_term[found]
 
-    def _prepare(self, norms: NDArray[np.float32]) -> Any:
-        """What searches with these norms keep of the postings. Raises QueryError for norms that do not fit."""
+    def prepare(self, norms: NDArray[np.float32]) -> Any:
+        """What searches with these norms keep of the postings; the room for it is made now, where they are new.
+
+        Raises QueryError for norms that do not fit.
+        """
         known, prepared = self._prepared
         if norms is known:
             return prepared
@@ -419,3 +496,30 @@ def _search(
             found.rows.append(rows[at].copy())
             found.scores.append(scores[at].copy())
     return found
+
+
+def _within(
+    postings: Postings,
+    kind: Payload,
+    places: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    k: int,
+    mask: Bitmap | None,
+    block_max: NDArray[Any] | None,
+    norms: NDArray[np.float32] | None,
+    sliced: Any,
+    limits: tuple[float, float, float],
+) -> tuple[Found, Looked]:
+    """Call the kernel for one query."""
+    if k < 1:
+        raise QueryError(f"k={k}: ask for 1 hit or more")
+    blocks = postings.term_blocks
+    reached = int((postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]]).sum())
+    k = max(1, min(k, postings.n, reached))  # no query finds more rows than its terms have postings
+    rows, scores, counts = np.empty(k, np.int64), np.empty(k, np.float32), np.zeros(1, np.int64)
+    slices, slices_read, documents, documents_read, read, ceiling = kernels.inverted_within(
+        int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start, postings.block_range,
+        block_max, norms, mask, places, weights, np.array([0, len(places)]), rows, scores, counts, *limits, sliced,
+    )  # fmt: skip
+    found = Found([rows[: counts[0]]], [scores[: counts[0]]])
+    return found, Looked(slices, slices_read, documents, documents_read, reached, read, ceiling)

@@ -46,6 +46,12 @@ inverted_search: Callable[..., None] = _inverted.inverted_search
 inverted_prepare: Callable[..., Any] = _inverted.inverted_prepare
 """Room for what searches keep of postings; see :func:`retrievers.indexes._inverted_numpy.inverted_prepare`."""
 
+inverted_slices: Callable[..., Any] = _inverted.inverted_slices
+"""Room for what searches by slices keep of postings; see :func:`retrievers.indexes._inverted_numpy.inverted_slices`."""
+
+inverted_within: Callable[..., tuple[int, int, int, int, int, float]] = _inverted.inverted_within
+"""The best rows of a query but for a part that is given up; see :func:`retrievers.indexes._inverted_numpy.inverted_within`."""
+
 inverted_count: Callable[..., None] = _inverted.inverted_count
 """How many postings of each block are in a bitmap; see :func:`retrievers.indexes._inverted_numpy.inverted_count`."""
 

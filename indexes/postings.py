@@ -85,6 +85,10 @@ class Postings:
         """
         return kernels.inverted_prepare(self.n, self.ids, self.term_blocks, self.block_start)
 
+    def slices(self) -> Any:
+        """What searches by slices keep of these postings, empty at first; it too belongs to one payload and set of norms."""
+        return kernels.inverted_slices(self.n, len(self.terms), len(self.ids))
+
     def save(self, folder: Path) -> None:
         """Write the arrays into a folder."""
         for name in ("terms", "term_blocks", "block_range", "block_start", "ids", "payload"):

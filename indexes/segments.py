@@ -22,7 +22,7 @@ from retrievers.indexes import bitmaps
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.files import check_quickly, seal
-from retrievers.indexes.inverted import LexicalIndex
+from retrievers.indexes.inverted import InvertedIndex, LexicalIndex, Looked
 from retrievers.indexes.kinds import index_class
 from retrievers.indexes.manifest import Deletions, SegmentRecord
 from retrievers.indexes.maxsim import MaxSimIndex
@@ -119,6 +119,32 @@ class Segment:
         if isinstance(self.index, MaxSimIndex):
             return self.index.search(queries, k, allowed=allowed, live=self.live, floor=floor)
         return self.index.search(queries, k, allowed=allowed, live=self.live)
+
+    def search_within(
+        self,
+        query: Vectors,
+        k: int,
+        *,
+        allowed: Bitmap | None,
+        norms: NDArray[np.float32] | None,
+        give_up: float,
+        seconds: float,
+        least: float,
+    ) -> tuple[Found, Looked]:
+        """:meth:`retrievers.indexes.inverted.InvertedIndex.search_within` over the live rows."""
+        limits = {"give_up": give_up, "seconds": seconds, "least": least}
+        if norms is not None and isinstance(self.index, LexicalIndex):
+            return self.index.search_within(query, k, allowed=allowed, live=self.live, norms=norms, **limits)
+        if isinstance(self.index, InvertedIndex):
+            return self.index.search_within(query, k, allowed=allowed, live=self.live, **limits)
+        raise TypeError("only an inverted index can leave a part out")
+
+    def prepare(self, norms: NDArray[np.float32] | None) -> None:
+        """Do now what the first search would wait for; ``norms`` are those of :meth:`search`."""
+        if norms is not None and isinstance(self.index, LexicalIndex):
+            self.index.prepare(norms)
+        elif isinstance(self.index, InvertedIndex):
+            self.index.prepare()
 
     def document_frequencies(self, terms: NDArray[np.int64]) -> NDArray[np.int64]:
         """In how many live documents each term occurs, int64 (lexical indexes alone)."""

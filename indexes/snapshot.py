@@ -107,6 +107,11 @@ class Snapshot:
         """The length normalisation of a segment's documents; None in other than lexical indexes."""
         return None if self._statistics is None else self._statistics.norms[number]
 
+    def prepare(self) -> None:
+        """Do now what the first search would wait for."""
+        for number, segment in enumerate(self.segments):
+            segment.prepare(self.norms(number))
+
     def locate(self, id: str) -> tuple[int, int] | None:
         """The segment and row of the live document with this id."""
         for number, segment in enumerate(self.segments):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from retrievers.fusion import fuse as fuse
     from retrievers.hybrid import HybridRetriever as HybridRetriever
     from retrievers.indexes.verification import verify as verify
+    from retrievers.partial import PartialSearch as PartialSearch
     from retrievers.queries import read_queries as read_queries
     from retrievers.readers import read_beir as read_beir
     from retrievers.readers import read_csv as read_csv
@@ -75,6 +76,7 @@ _HOMES = {
     "LexicalEncoder": "encoders.lexical",
     "MultiVectorEncoder": "encoders.multi_vector",
     "MultiVectorReranker": "rerankers",
+    "PartialSearch": "partial",
     "Prompt": "demonstrations",
     "Reranker": "rerankers",
     "Retriever": "retriever",

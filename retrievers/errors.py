@@ -102,6 +102,10 @@ class QueryError(RetrieversError, ValueError):
     """A query, or the number of hits asked for, cannot be used."""
 
 
+class UnsupportedSearchError(RetrieversError, ValueError):
+    """The index, or the hybrid, cannot be searched in this way; the message names the kinds that can."""
+
+
 class RunError(RetrieversError, ValueError):
     """A run, or the line of a file that should hold a part of one, is not well formed."""
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, NoReturn, Self, overload
 
 from retrievers.documents import Document, Hit, found_hit
-from retrievers.errors import HybridError, UnknownIdError
+from retrievers.errors import HybridError, UnknownIdError, UnsupportedSearchError
 from retrievers.explanations import Contribution, Explanation
 from retrievers.fusion import Fusion, Table
 from retrievers.queries import check_count
@@ -157,6 +157,13 @@ class HybridRetriever:
         if reranker is not None:
             fused = reranked(texts, fused, reranker, int(k))
         return fused[0] if isinstance(query, str) else fused
+
+    def search_within(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise UnsupportedSearchError: a fused score is made of ranks in whole lists, of which none can be left out."""
+        raise UnsupportedSearchError(
+            "a hybrid cannot leave a part of its documents out: call search_within of one of its parts whose index is of the "
+            f"kind inverted (bm25 and sparse encoders); the parts are {', '.join(self._names)}"
+        )
 
     def explain(self, query: str, id: str, *, k: int = 10, filter: Mapping[str, Any] | None = None) -> Explanation:
         """What each part gives to the fused score of a document, with its rank and score in that part.

@@ -27,6 +27,7 @@ from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.kinds import default_index, import_for, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot, Threshold
+from retrievers.partial import PartialSearch, check_limits, check_partial, search_partly
 from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
@@ -215,6 +216,37 @@ class Retriever:
             hits = reranked(texts, hits, reranker, int(k))
         return hits[0] if isinstance(query, str) else hits
 
+    def search_within(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        give_up: float = 0.0,
+        milliseconds: float | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> PartialSearch:
+        """The best ``k`` documents but for a part of the score that is given up, or within a time, and what was skipped.
+
+        For inverted indexes (``bm25`` and sparse encoders). Their documents are looked at by slices of eight, those first
+        that can score most. With ``give_up``, a share from 0 to below 1, the search ends where no slice that is left can
+        beat the ``k``-th best score by more than that: at every rank the score is at least ``1 - give_up`` times that of
+        :meth:`search`, whose hits come back where it is 0. With ``milliseconds`` it ends when they are over, with one slice
+        of each segment or more; they count while documents are looked at, not while the query is encoded, a filter is
+        evaluated or documents are read. Segments share them by size. Both limits hold where both are given.
+
+        The report says how much was left out and what that can have cost, and whether the hits are exact none the less.
+        Raises UnsupportedSearchError for other kinds of index, and what :meth:`search` raises.
+        """
+        snapshot = self._current
+        check_partial(snapshot)
+        if not isinstance(query, str):
+            raise QueryError(f"the query is a {type(query).__name__}, {query!r:.80}: search_within takes one string")
+        check_count("k", k)
+        share, seconds = check_limits(give_up, milliseconds)
+        condition = None if filter is None else parse_filter(filter)
+        vectors = self._encode_queries(snapshot, [query], None)
+        return search_partly(snapshot, vectors, int(k), condition, share, seconds)
+
     def explain(self, query: str, id: str, *, language: str | None = None) -> Explanation:
         """Why a document has its score for a query.
 
@@ -359,8 +391,9 @@ class Retriever:
         """Do now what the first search would wait for, as far as that takes no model."""
         stored = self._current.manifest.encoder
         import_for(stored["kind"])
+        self._current.prepare()
         if opens_quickly(stored):
-            _ = self.encoder  # loaded by being asked for
+            self.search("first")  # as much as the first search takes longer than a later one
 
     def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
         encoder = self.encoder

@@ -84,6 +84,29 @@ def run(module: Any, case: dict[str, Any], *, plain: bool = False) -> list[tuple
     ]
 
 
+LIMITS = [(0.0, 0.0, np.inf), (0.0, 0.3, np.inf), (1.5, 0.1, np.inf), (0.0, 0.8, np.inf), (0.0, 0.0, 0.0)]
+"""The least score, the share that is given up, and the seconds, of searches by slices."""
+
+
+def run_within(
+    module: Any, case: dict[str, Any], limits: tuple[float, float, float]
+) -> tuple[list[int], bytes, tuple[Any, ...]]:
+    """What a module's ``inverted_within`` answers for the first query of a case: rows, scores bit by bit, and the report."""
+    one = case | {"offsets": case["offsets"][:2]}
+    rows, scores = np.full(case["k"], -7, np.int64), np.full(case["k"], -7, np.float32)
+    counts = np.zeros(1, np.int64)
+    sliced = module.inverted_slices(case["n"], max(0, len(case["term_blocks"]) - 1), len(case["ids"]))
+    for _ in range(2):  # what is kept is made by the first and used by the second
+        told = module.inverted_within(*one.values(), rows, scores, counts, *limits, sliced)
+    return rows[: counts[0]].tolist(), scores[: counts[0]].tobytes(), told
+
+
+def run_damaged_within(module: Any, seed: int) -> None:
+    case = damaged_case(seed)
+    with contextlib.suppress(ValueError):
+        assert all(0 <= row < case["n"] for row in run_within(module, case, LIMITS[seed % len(LIMITS)])[0])
+
+
 def damaged_case(seed: int) -> dict[str, Any]:
     """A case one or more of whose arrays hold anything at all, at the right sizes or at others."""
     rng = np.random.default_rng(seed)
@@ -367,6 +390,11 @@ def run_everything(module: Any, seeds: range) -> None:
         case = random_case(seed)
         assert run(module, case) == run(twin, case), f"seed {seed}"
         run_damaged(module, damaged_case(seed))
+        limits = LIMITS[seed % len(LIMITS)]
+        if len(case["offsets"]) > 1:
+            assert run_within(module, case, limits) == run_within(twin, case, limits), f"seed {seed}"
+        for number in range(3):
+            run_damaged_within(module, 3 * seed + number)
         check_maxsim(module, maxsim_case(seed))
         run_damaged_maxsim(module, damaged_maxsim_case(seed))
         exact = exact_case(seed)

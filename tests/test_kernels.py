@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
+    LIMITS,
     bm25_like_case,
     check_maxsim,
     check_plaid,
@@ -32,9 +33,11 @@ from kernel_cases import (
     run_damaged_exact,
     run_damaged_maxsim,
     run_damaged_plaid,
+    run_damaged_within,
     run_exact,
     run_maxsim,
     run_offer,
+    run_within,
 )
 
 from retrievers.indexes import _dense_numpy, _maxsim_numpy, kernels
@@ -59,6 +62,43 @@ def compiled_module() -> Any:
 def test_search_equals_its_twin_bit_for_bit(seed: int) -> None:
     case = random_case(seed)
     assert run(compiled_module(), case) == run(compiled_module(), case, plain=True) == run(twin, case)
+
+
+@needs_compiled
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(LIMITS))
+def test_search_by_slices_equals_its_twin_bit_for_bit(seed: int, limits: tuple[float, float, float]) -> None:
+    case = random_case(seed)
+    if len(case["offsets"]) > 1:
+        assert run_within(compiled_module(), case, limits) == run_within(twin, case, limits)
+
+
+@pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_search_by_slices_that_gives_nothing_up_is_exact(module: str, seed: int) -> None:
+    chosen = compiled_module() if module == "compiled" else twin
+    case = random_case(seed)
+    if len(case["offsets"]) > 1:
+        assert run_within(chosen, case, LIMITS[0])[:2] == run(kernels._inverted, case)[0]
+
+
+@needs_compiled
+@pytest.mark.parametrize("k", [1, 10, 1000])
+@pytest.mark.parametrize("limits", LIMITS)
+def test_search_by_slices_of_long_postings_equals_its_twin(k: int, limits: tuple[float, float, float]) -> None:
+    case = bm25_like_case(k)
+    found = run_within(compiled_module(), case, limits)
+    assert found == run_within(twin, case, limits)
+    slices, read, *_ = found[2]
+    assert 0 < read < slices == 100_000 // 8
+
+
+@needs_compiled
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_search_by_slices_survives_damage(seed: int) -> None:
+    run_damaged_within(compiled_module(), seed)
 
 
 @needs_compiled
@@ -196,6 +236,26 @@ def test_threads_do_not_disturb_each_other() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda case: run(compiled_module(), case), cases * 8))
     assert found == expected * 8
+
+
+@needs_compiled
+def test_threads_share_what_searches_by_slices_keep() -> None:
+    case = bm25_like_case(10)
+    slots = [np.arange(first, 10) for first in range(10)]
+    cases = [
+        case | {"slots": mine, "weights": case["weights"][mine], "offsets": np.array([0, len(mine)])} for mine in slots
+    ]
+    expected = [run_within(twin, one, LIMITS[1]) for one in cases]
+    for _ in range(5):
+        sliced = compiled_module().inverted_slices(case["n"], 10, len(case["ids"]))
+
+        def search(one: dict[str, Any], sliced: Any = sliced) -> Any:
+            rows, scores, counts = np.empty(10, np.int64), np.empty(10, np.float32), np.zeros(1, np.int64)
+            told = compiled_module().inverted_within(*one.values(), rows, scores, counts, *LIMITS[1], sliced)
+            return rows[: counts[0]].tolist(), scores[: counts[0]].tobytes(), told
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(search, cases * 2)) == expected * 2
 
 
 @needs_compiled
