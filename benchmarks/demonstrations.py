@@ -89,7 +89,8 @@ class Remembered:
 
 def train_without(name: str, work: Path) -> Path:
     """MiniLM trained on the labels of the other tasks: a text is relevant for another of its label."""
-    from retrievers.training import TrainingSet, train
+    from retrievers.training.run import train
+    from retrievers.training.sets import TrainingSet
 
     folder = work / f"without-{name}"
     model = folder / "run" / "model"

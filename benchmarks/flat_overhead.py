@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def compare(retriever: Retriever, queries: np.ndarray) -> None:
-    (segment,) = retriever._current.segments
+    (segment,) = retriever.snapshot.segments
     bare = faiss.IndexFlatIP(DIMENSION)
     bare.add(np.array(segment.index.vectors))
     names = [str(at) for at in range(len(queries))]

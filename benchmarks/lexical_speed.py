@@ -4,9 +4,11 @@ The collection is wiki (178,755 introductions), or --corpus FOLDER, for which de
 is asked the test questions of devops-stackexchange, python-functions and tldr. All engines get the same tokens; query time
 is measured from token ids (bm25s), a string of tokens (tantivy) and query vectors (ours) to the rows and scores of the best
 10, and for ours also from the text to hits with their documents. One thread each, in turns. Scores equal those of bm25s;
-tantivy keeps document lengths in a byte, and so ranks a little differently: how many of its ten are ours is printed.
+tantivy and Lucene keep document lengths in a byte, and so rank a little differently: how many of their ten are ours is
+printed. Lucene runs in a process of its own, out of an environment that is made for it (lucene.py): its time is the mean CPU time
+of a question, from what each more costs where all are asked ten times and once.
 
-Run: pip install tantivy; RETRIEVERS_SHARED=... python benchmarks/lexical_speed.py [--corpus FOLDER]
+Run: pip install tantivy; RETRIEVERS_SHARED=... python benchmarks/lexical_speed.py [--corpus FOLDER] [--lucene ENVIRONMENT]
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import bm25s
 import numpy as np
 import tantivy
 from beir import folder, queries
+from lucene import Lucene
+from lucene import environment as make_environment
 from machine import alternate, describe, peak_memory, quantile
 
 from retrievers import LexicalEncoder, Retriever, read_beir
@@ -41,7 +45,9 @@ print(f"{time.perf_counter() - start:.1f} {peak_memory():.0f} {len(retriever)}")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="a folder with a corpus.jsonl, instead of wiki")
-    corpus = parser.parse_args().corpus
+    parser.add_argument("--lucene", type=Path, help="the folder of Lucene's environment, made where it is missing")
+    options = parser.parse_args()
+    corpus = options.corpus
     place = folder("wiki") if corpus is None else corpus
     names = ["wiki"] if corpus is None else ["devops-stackexchange", "python-functions", "tldr"]
     texts = [text for name in names for text in queries(name)[0].values()]
@@ -59,7 +65,10 @@ def main() -> None:
             Retriever.open(index).close()
             opening.append(time.perf_counter() - start)
         print(f"open: {1e3 * quantile(opening, 0.5):.1f} ms (median of 11, in a warm process)")
-        speed(Retriever.open(index), place, texts)
+        with Retriever.open(index) as retriever:
+            speed(retriever, place, texts)
+            if options.lucene is not None:
+                beside_lucene(retriever, place, texts, options.lucene, Path(working) / "lucene")
 
 
 def peers(corpus: Path) -> tuple[bm25s.BM25, tantivy.Searcher, tantivy.Index]:
@@ -97,7 +106,7 @@ def speed(retriever: Retriever, corpus: Path, texts: list[str]) -> None:
         )
         for mine in asked
     ]
-    snapshot = retriever._current
+    snapshot = retriever.snapshot
     segments = snapshot.segments
     vectors = [snapshot.weigh(encoder.encode_query([text])) for text in texts]
 
@@ -142,6 +151,32 @@ def speed(retriever: Retriever, corpus: Path, texts: list[str]) -> None:
         mean = sum(seconds) / len(seconds)
         print(f"| {name} | {1e3 * p50:.3f} | {1e3 * mean:.3f} | {1e3 * p99:.3f} | {p50 / base:.2f} |")
     print(f"\nmemory of this process at most {peak_memory():.0f} MiB (peers included)")
+
+
+def beside_lucene(retriever: Retriever, corpus: Path, texts: list[str], environment: Path, working: Path) -> None:
+    encoder = LexicalEncoder()
+    ids, tokens = [], []
+    for document in read_beir(corpus):
+        ids.append(document.id)
+        tokens.append(encoder.tokenize(document.content))
+    engine = Lucene(working, tokens, encoder.bm25.k1, encoder.bm25.b, make_environment(environment))
+    asked = [encoder.tokenize(text) for text in texts]
+    kept = [at for at, mine in enumerate(asked) if mine]
+    asked, texts = [asked[at] for at in kept], [texts[at] for at in kept]
+    found, once = engine.search(asked, K)
+    _, often = engine.search(asked, K, repeats=10)
+    shared = [
+        len({ids[row] for row, _ in hits} & {hit.id for hit in ours}) / max(1, len(ours))
+        for hits, ours in zip(found, retriever.search(texts, K), strict=True)
+    ]
+    start = time.thread_time()
+    for text in texts:
+        retriever.search(text, K)
+    own = (time.thread_time() - start) / len(texts)
+    print(
+        f"Lucene: {1e3 * (often - once) / 9 / len(asked):.3f} ms of CPU a question in the mean, from tokens to ids; ours, from "
+    )
+    print(f"text to hits, {1e3 * own:.3f}; {np.mean(shared):.3f} of our ten are among Lucene's")
 
 
 if __name__ == "__main__":

@@ -125,25 +125,25 @@ class Retriever:
     def encoder(self) -> Encoder:
         """The encoder, loaded at the first use."""
         if self._encoder is None:
-            stored = self._current.manifest.encoder
+            stored = self.snapshot.manifest.encoder
             self._encoder = open_encoder(stored, self._root / ENCODER, device=self._device, dtype=self._dtype)
         return self._encoder
 
     @property
     def index(self) -> Spec:
         """The specification of the index."""
-        return self._current.spec
+        return self.snapshot.spec
 
     @property
     def complete(self) -> bool:
         """False where the build of this index was stopped and has not been continued."""
-        return self._current.manifest.complete
+        return self.snapshot.manifest.complete
 
     def __len__(self) -> int:
-        return self._current.manifest.documents
+        return self.snapshot.manifest.documents
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and self._current.locate(id) is not None
+        return isinstance(id, str) and self.snapshot.locate(id) is not None
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first overload wins
@@ -196,7 +196,7 @@ class Retriever:
         Raises QueryError, EncoderError for a language that the encoder lacks, ScoreError, FilterError, FilterTypeError,
         IndexClosedError, IndexDamagedError.
         """
-        snapshot = self._current
+        snapshot = self.snapshot
         if isinstance(query, str):
             texts: list[str] = [query]
         else:
@@ -210,8 +210,8 @@ class Retriever:
         reranker = None if rerank is None else as_reranker(rerank)
         if not texts:
             return []
-        vectors = self._encode_queries(snapshot, texts, language)
-        hits = _search(snapshot, vectors, int(first), condition)
+        vectors = self.encode_queries(snapshot, texts, language)
+        hits = search_vectors(snapshot, vectors, int(first), condition)
         if reranker is not None:
             hits = reranked(texts, hits, reranker, int(k))
         return hits[0] if isinstance(query, str) else hits
@@ -237,14 +237,14 @@ class Retriever:
         The report says how much was left out and what that can have cost, and whether the hits are exact none the less.
         Raises UnsupportedSearchError for other kinds of index, and what :meth:`search` raises.
         """
-        snapshot = self._current
+        snapshot = self.snapshot
         check_partial(snapshot)
         if not isinstance(query, str):
             raise QueryError(f"the query is a {type(query).__name__}, {query!r:.80}: search_within takes one string")
         check_count("k", k)
         share, seconds = check_limits(give_up, milliseconds)
         condition = None if filter is None else parse_filter(filter)
-        vectors = self._encode_queries(snapshot, [query], None)
+        vectors = self.encode_queries(snapshot, [query])
         return search_partly(snapshot, vectors, int(k), condition, share, seconds)
 
     def explain(self, query: str, id: str, *, language: str | None = None) -> Explanation:
@@ -254,16 +254,16 @@ class Retriever:
         for each token of the query; the contributions sum to the score that :meth:`search` gives. Dense scores have
         no parts. ``language`` is that of :meth:`search`. Raises UnknownIdError.
         """
-        snapshot = self._current
+        snapshot = self.snapshot
         place = snapshot.locate(id)
         if place is None:
             raise _unknown([id], self._root)
-        vectors = self._encode_queries(snapshot, [query], language)
+        vectors = self.encode_queries(snapshot, [query], language)
         return explain(self.encoder, snapshot, vectors, query, id, *place)
 
     def get(self, id: str) -> Document:
         """The document with this id. Raises UnknownIdError."""
-        snapshot = self._current
+        snapshot = self.snapshot
         place = snapshot.locate(id)
         if place is None:
             raise _unknown([id], self._root)
@@ -272,7 +272,7 @@ class Retriever:
 
     def held(self, ids: Iterable[str]) -> set[str]:
         """Those of these ids that the index holds."""
-        return self._current.held(list(ids))
+        return self.snapshot.held(list(ids))
 
     def add(
         self,
@@ -332,12 +332,12 @@ class Retriever:
             raise QueryError(f"recall is {recall!r}: it must be a number above 0 and below 1")
         if isinstance(questions, str) or not texts:
             raise QueryError(f"questions is {questions!r:.80}: give a sequence of questions, some hundred if there are")
-        snapshot = self._current
+        snapshot = self.snapshot
         if snapshot.spec.name not in ApproximateIndex.PARAMETERS:
             raise SpecError(
                 f"{snapshot.spec} cannot be tuned by questions; kinds that can are {', '.join(ApproximateIndex.PARAMETERS)}"
             )
-        vectors = self._encode_queries(snapshot, texts, None)
+        vectors = self.encode_queries(snapshot, texts)
         values: dict[str, int] = {}
         for segment in snapshot.segments:
             assert isinstance(segment.index, ApproximateIndex)
@@ -355,7 +355,7 @@ class Retriever:
         """Move to the newest commit; returns whether there was a newer one."""
         # One at a time: a slower thread that read an older commit would move the retriever back.
         with self._moving:
-            current = self._current
+            current = self.snapshot
             newest = Snapshot.open(self._root, current)
             self._snapshot = newest
             return newest is not current
@@ -382,20 +382,22 @@ class Retriever:
         return f"Retriever({str(self._root)!r}, {manifest.documents} documents, {manifest.encoder['kind']}, {manifest.index})"
 
     @property
-    def _current(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """The commit that is searched, as the other parts of the library read it."""
         if self._snapshot is None:
             raise IndexClosedError(f"the retriever of {self._root} is closed: open it again")
         return self._snapshot
 
     def _prepare(self) -> None:
         """Do now what the first search would wait for, as far as that takes no model."""
-        stored = self._current.manifest.encoder
+        stored = self.snapshot.manifest.encoder
         import_for(stored["kind"])
-        self._current.prepare()
+        self.snapshot.prepare()
         if opens_quickly(stored):
             self.search("first")  # as much as the first search takes longer than a later one
 
-    def _encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None) -> Vectors:
+    def encode_queries(self, snapshot: Snapshot, texts: list[str], language: str | None = None) -> Vectors:
+        """The vectors of queries, weighed as this snapshot wants them. Raises VectorError for those of another dimension."""
         encoder = self.encoder
         vectors = encode_query(encoder, texts, language)
         check(vectors, encoder.kind, len(texts))
@@ -407,7 +409,8 @@ class Retriever:
         return snapshot.weigh(vectors)
 
 
-def _search(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | None) -> list[list[Hit]]:
+def search_vectors(snapshot: Snapshot, queries: Vectors, k: int, condition: Filter | None) -> list[list[Hit]]:
+    """The best ``k`` documents for each of these queries, which are weighed already, among those that a filter permits."""
     n = count(queries)
     found: list[tuple[int, Any]] = []
     threshold = Threshold(n, k) if snapshot.uses_threshold(k) else None

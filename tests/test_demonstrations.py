@@ -168,7 +168,7 @@ def test_balanced_gives_every_output_its_share(small: tuple[DemonstrationBank, l
 
 def _features(bank: DemonstrationBank, text: str, pool: int) -> tuple[Features, list[Selected]]:
     candidates = bank.select(text, pool, order="nearest_first")
-    snapshot = bank.retriever._current
+    snapshot = bank.retriever.snapshot
     queries = snapshot.weigh(bank.retriever.encoder.encode_query([text]))
     documents = {one.demonstration.id: bank.retriever.get(one.demonstration.id) for one in candidates}
     return Features(bank.retriever.encoder, snapshot, [text], queries, documents), candidates

@@ -206,7 +206,7 @@ class DemonstrationBank:
         )
         check_choice("order", order, ORDERS)
         found: list[list[Selected]] = []
-        permitted = Permitted(self.retriever._current, condition)
+        permitted = Permitted(self.retriever.snapshot, condition)
         for first in range(0, len(given), _BLOCK):
             found += Block(self.retriever, permitted, given[first : first + _BLOCK], choice).select()
         if order == "nearest_last":
@@ -230,7 +230,7 @@ class DemonstrationBank:
         return f"DemonstrationBank({str(self.retriever.path)!r}, {len(self)} demonstrations)"
 
     def _entries(self) -> Iterator[Document]:
-        for segment in self.retriever._current.segments:
+        for segment in self.retriever.snapshot.segments:
             for row, entry in segment.store.entries():
                 if segment.is_live(row):
                     yield entry.document

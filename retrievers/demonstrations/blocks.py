@@ -16,8 +16,7 @@ from retrievers.demonstrations.features import Features
 from retrievers.demonstrations.selection import balanced, coverage, greedily, in_turn, marginal_relevance
 from retrievers.documents import Document, Hit
 from retrievers.indexes.snapshot import Snapshot
-from retrievers.retriever import Retriever
-from retrievers.retriever import _search as search_vectors
+from retrievers.retriever import Retriever, search_vectors
 from retrievers.training.near_duplicates import NearTexts, normal_form
 from retrievers.vectors import Vectors, take
 
@@ -178,7 +177,7 @@ class Block:
     @property
     def _queries(self) -> Vectors:
         if self._encoded is None:
-            self._encoded = self._retriever._encode_queries(self._snapshot, self._texts, None)
+            self._encoded = self._retriever.encode_queries(self._snapshot, self._texts)
         return self._encoded
 
     def _candidates(
