@@ -34,7 +34,7 @@ MOST_ROWS = 1 << 40
 """No index may have so many rows."""
 
 _ROW_BITS = 40
-_CHUNK = 1 << 20  # postings that a merge holds unpacked: some 80 MB
+_CHUNK = 1 << 18  # postings that a merge holds unpacked: some 20 MB
 
 
 @dataclass(frozen=True, eq=False)

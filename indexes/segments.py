@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
@@ -188,8 +188,18 @@ def write_segment(
     return _write(root, name, index, (entries[at] for at in order))
 
 
-def merge_segments(root: Path, name: str, segments: Sequence[Segment], spec: Spec, kind: Kind) -> SegmentRecord:
-    """Fold segments into a new one that holds their live documents; texts stream, nothing is encoded again."""
+def merge_segments(
+    root: Path,
+    name: str,
+    segments: Sequence[Segment],
+    spec: Spec,
+    kind: Kind,
+    through: Callable[[Iterator[Entry]], Iterator[Entry]] = iter,
+) -> SegmentRecord:
+    """Fold segments into a new one that holds their live documents; texts stream, nothing is encoded again.
+
+    The documents pass ``through`` on their way to the file, which may break the work off.
+    """
     streams = [_live_ids(number, segment) for number, segment in enumerate(segments)]
     maps = [np.full(segment.size, -1, np.int64) for segment in segments]
     for new, (_, number, row) in enumerate(merge_sorted(*streams)):
@@ -197,7 +207,7 @@ def merge_segments(root: Path, name: str, segments: Sequence[Segment], spec: Spe
     parts = [(segment.index, rows) for segment, rows in zip(segments, maps, strict=True)]
     index = index_class(spec, kind).merge(parts, spec)
     entries = [_entries(segment) for segment in segments]
-    return _write(root, name, index, merge_sorted(*entries, key=lambda entry: entry.document.id))
+    return _write(root, name, index, through(merge_sorted(*entries, key=lambda entry: entry.document.id)))
 
 
 def write_deletions(root: Path, name: str, segment: Segment, rows: Sequence[int]) -> SegmentRecord:
@@ -224,7 +234,7 @@ def fresh_folder(folder: Path) -> Path:
     """An empty folder; what a killed writer left there is removed."""
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     return folder
 
 
@@ -246,6 +256,7 @@ def _entries(segment: Segment) -> Iterator[Entry]:
 
 def _live_ids(number: int, segment: Segment) -> Iterator[tuple[str, int, int]]:
     """The ids of those documents, with the segment's number and the row."""
-    rows = np.flatnonzero(segment.mask)
-    for row, entry in zip(rows.tolist(), _entries(segment), strict=True):
-        yield entry.document.id, number, row
+    mask = segment.mask
+    for row, id_ in segment.store.all_ids():
+        if mask[row]:
+            yield id_, number, row

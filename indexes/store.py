@@ -141,17 +141,29 @@ class DocumentStore:
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """All rows with their documents, in order, without holding them all."""
-        select = "SELECT row, id, text, title, metadata, ordinal, place FROM documents WHERE row >= ? ORDER BY row LIMIT 1000"
+        for row, id_, text, title, metadata, ordinal, place in self._rows("id, text, title, metadata, ordinal, place"):
+            known = self._known(row, ordinal, place)
+            yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+
+    def all_ids(self) -> Iterator[tuple[int, str]]:
+        """All rows with their ids, in order, without holding them all."""
+        for row, id_ in self._rows("id"):
+            if type(id_) is not str:
+                raise self._damaged(f"holds no id in row {row}")
+            yield row, id_
+
+    def _rows(self, columns: str) -> Iterator[Any]:
+        """All rows, in order, some hundred at a time: a merge reads many segments at once."""
+        select = f"SELECT row, {columns} FROM documents WHERE row >= ? ORDER BY row LIMIT 200"
         start = 0
         while start < self._size:
             batch = self._query(select, (start,))
             if not batch:
                 raise self._damaged(f"lacks row {start}")
-            for row, id_, text, title, metadata, ordinal, place in batch:
-                if row != start:
+            for found in batch:
+                if found[0] != start:
                     raise self._damaged(f"lacks row {start}")
-                known = self._known(row, ordinal, place)
-                yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+                yield found
                 start += 1
 
     def column(self, field: str) -> Column | None:

@@ -2,7 +2,7 @@
 
 Each trial forks a child that changes an index, kills it with SIGKILL after a random time, and then opens the index as a new
 user would: it must verify, hold a whole commit, and take the change again. With ``in-flight`` a build is killed by its own
-encoder, each time a segment is being written while the next is encoded.
+encoder, each time a segment is being written, or others are folded into it, while the next is encoded.
 """
 
 from __future__ import annotations
@@ -176,29 +176,35 @@ def main(folder: Path, seed: int, wanted: int) -> None:
 
 
 class KillingEncoder(HashEncoder):
-    """Kills its process where it is asked while a segment is in flight; notes in a file how many texts it has encoded."""
+    """Kills its process where it is asked while a segment is in flight and ``least`` are committed.
 
-    def __init__(self, kind: Kind, root: Path, told: Path) -> None:
+    It notes in a file how many texts it has encoded.
+    """
+
+    def __init__(self, kind: Kind, root: Path, told: Path, least: int) -> None:
         super().__init__(kind)
-        self.root, self.told = root, told
+        self.root, self.told, self.least = root, told, least
 
     def encode_document(self, texts: Sequence[str]) -> Vectors:
         named = {record.name for record in Manifest.read(self.root).segments}
         found = {path.name for path in (self.root / "segments").iterdir()} - named
-        if found and named:
+        if found and len(named) >= self.least:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.told.open("a") as file:
             file.write(f"{len(texts)}\n")
         return super().encode_document(texts)
 
 
-def trial_in_flight(folder: Path, kind: Kind) -> None:
-    """No kill in flight may cost the encoding of a batch that was encoded before it."""
+def trial_in_flight(folder: Path, kind: Kind, least: int) -> None:
+    """No kill in flight may cost the encoding of a batch that was encoded before it.
+
+    With ``least`` sixteen segments are committed when it comes, and it is their folding that is broken off.
+    """
     path, told = folder / "idx", folder / "told"
-    collection = [Document(d.id, d.text + " " + "x" * 3000, metadata=d.metadata) for d in documents(0, 60_000, 4)]
+    collection = [Document(d.id, d.text + " " + "x" * 3000, metadata=d.metadata) for d in documents(0, 24_000, 4)]
     kills = 0
     while kills < 3:
-        if not killed(lambda: build_or_die(path, collection, kind, told), 300.0):
+        if not killed(lambda: build_or_die(path, collection, kind, told, least), 300.0):
             break
         kills += 1
         ids = state(path, kind)
@@ -216,12 +222,12 @@ def trial_in_flight(folder: Path, kind: Kind) -> None:
     print(f"killed {kills} times, {encoded} were encoded")
 
 
-def build_or_die(path: Path, collection: list[Document], kind: Kind, told: Path) -> None:
-    Retriever.build(path, collection, encoder=KillingEncoder(kind, path, told), memory=MEMORY).close()
+def build_or_die(path: Path, collection: list[Document], kind: Kind, told: Path, least: int) -> None:
+    Retriever.build(path, collection, encoder=KillingEncoder(kind, path, told, least), memory=MEMORY).close()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "in-flight":
-        trial_in_flight(Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
+        trial_in_flight(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))  # type: ignore[arg-type]
         sys.exit()
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
