@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -51,9 +51,9 @@ from retrievers.specs import Spec
 from retrievers.staging import Staging
 from retrievers.vectors import Kind, Vectors, check, concatenate, take
 
-Progress = Callable[[int], None]
+if TYPE_CHECKING:
+    from retrievers.retriever import Progress
 
-DEFAULT_MEMORY = 2 << 30
 _BATCH = 1024  # documents encoded and staged at once: what a stop can cost
 
 _BUILDING = "building"

@@ -141,8 +141,8 @@ class LexicalEncoder:
         return {"encoder": NAME, **self._options(), **versions}
 
     @classmethod
-    def from_reference(cls, reference: Mapping[str, Any]) -> LexicalEncoder:
-        """The encoder that gave this :meth:`reference`.
+    def from_reference(cls, reference: Mapping[str, Any], *, workers: int = 1) -> LexicalEncoder:
+        """The encoder that gave this :meth:`reference`, with so many processes for documents.
 
         Raises SpecError where it is not a reference of this encoder, and EncoderMismatchError where it was made with
         another tokenizer or stemmer, whose terms this installation would not meet.
@@ -151,7 +151,7 @@ class LexicalEncoder:
         name, tokenizer, stemmer = (values.pop(key, None) for key in ("encoder", "tokenizer", "stemmer"))
         if name != NAME or values.keys() != _DEFAULTS.keys():
             raise SpecError(f"{dict(reference)!r} is no reference of the lexical encoder")
-        encoder = cls(**values)
+        encoder = cls(**values, workers=workers)
         if tokenizer != tokens.VERSION:
             raise EncoderMismatchError(
                 f"the encoder was saved with version {tokenizer} of the tokenizer, this is version {tokens.VERSION}: "
