@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
 from itertools import pairwise
@@ -30,10 +29,13 @@ from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.protocol import Found, Index
 from retrievers.indexes.store import DocumentStore, Entry, write_store
 from retrievers.specs import Spec
-from retrievers.vectors import Kind, Vectors, take
+from retrievers.vectors import Kind, Vectors, shallow, take
 
 SEGMENTS = "segments"
 DELETIONS = "deletions"
+
+_SHORT = 64  # terms of a query up to which those that were met before are remembered,
+_REMEMBERED = 1 << 16  # as long as there are no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,7 @@ class Statistics:
     def __init__(self, segments: Sequence[Segment], bm25: Bm25) -> None:
         self._segments = segments
         self._bm25 = bm25
+        self._remembered: dict[int, float] = {}
         self.documents = 0
         lengths: list[NDArray[np.int64]] = []
         total = 0
@@ -155,12 +158,28 @@ class Statistics:
 
     def weigh(self, queries: Any) -> Vectors:
         """Query term frequencies times the inverse document frequency of the live collection, as csr_matrix."""
-        frequencies = np.zeros(len(queries.indices), np.int64)
-        for segment in self._segments:
-            frequencies += segment.document_frequencies(queries.indices.astype(np.int64, copy=False))
-        weighted = copy(queries)  # which shares the arrays
-        weighted.data = (queries.data * self._bm25.idf(frequencies, self.documents)).astype(np.float32)
+        columns = queries.indices.astype(np.int64, copy=False)
+        idf = self._idf(columns) if len(columns) > _SHORT else self._known_idf(columns.tolist())
+        weighted = shallow(queries)
+        weighted.data = (queries.data * idf).astype(np.float32)
         return weighted
+
+    def _idf(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        frequencies = np.zeros(len(columns), np.int64)
+        for segment in self._segments:
+            frequencies += segment.document_frequencies(columns)
+        return self._bm25.idf(frequencies, self.documents)
+
+    def _known_idf(self, columns: list[int]) -> NDArray[np.float64]:
+        """The same for a few terms. Those of questions come again, and looking one up takes as long as a small search."""
+        known = self._remembered
+        missing = [column for column in columns if column not in known]
+        if missing:
+            if len(known) >= _REMEMBERED:
+                known = self._remembered = {}
+                missing = columns
+            known.update(zip(missing, self._idf(np.array(missing, np.int64)).tolist(), strict=True))
+        return np.array([known[column] for column in columns], np.float64)
 
 
 def write_segment(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,11 @@ def test_staged_batches_stay_until_the_last_of_their_documents_is_committed(tmp_
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials fork and kill, which this system cannot")
 @pytest.mark.parametrize(
-    ("kind", "least"), [("dense", 1), ("sparse", 1), ("multi-vector", 1), ("dense", 16), ("sparse", 16)]
+    ("work", "kind"), [*product(["in-flight"], ["dense", "sparse", "multi-vector"]), *product(["folding"], KINDS[1:3])]
 )
-def test_a_kill_while_a_segment_is_in_flight_costs_no_encoding(kind: Kind, least: int, tmp_path: Path) -> None:
+def test_a_kill_while_a_segment_is_in_flight_costs_no_encoding(work: str, kind: Kind, tmp_path: Path) -> None:
     runner = Path(__file__).with_name("crash_runner.py")
-    command = [sys.executable, str(runner), "in-flight", str(tmp_path), kind, str(least)]
+    command = [sys.executable, str(runner), work, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert "killed 3 times" in done.stdout
