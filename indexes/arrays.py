@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, OpenFilesError
+
+_READ, _SHARED = 1, 1  # PROT_READ and MAP_SHARED, the same on every POSIX system
+
+
+def _system() -> Any:
+    """The C library's mmap and munmap; None where it is another system's, or its offsets are of another size."""
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_void_p) != ctypes.sizeof(ctypes.c_int64):
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    ]  # fmt: skip
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+_libc = _system()
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -22,23 +44,72 @@ def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray
     OpenFilesError where the system's limit of open files is reached.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _map(path)
     except FileNotFoundError:
         raise IndexDamagedError(f"{path} is missing: restore it, or build the index again") from None
     except (ValueError, OSError, EOFError, SyntaxError, OverflowError, MemoryError, TypeError, KeyError) as error:
         refuse_open_files(path, error)
         raise IndexDamagedError(f"{path} is no array ({error}): restore it, or build the index again") from error
     wanted = np.dtype(dtype)
-    fits = isinstance(array, np.ndarray) and array.dtype == wanted and array.ndim == len(shape)
+    fits = array.dtype == wanted and array.ndim == len(shape)
     if not fits or any(want is not None and have != want for have, want in zip(array.shape, shape, strict=True)):
-        held = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
         wants = [("*" if want is None else want) for want in shape]
         raise IndexDamagedError(
-            f"{path} holds {held} where {wanted} {wants} belongs: restore it, or build the index again"
+            f"{path} holds {array.dtype} {list(array.shape)} where {wanted} {wants} belongs: "
+            "restore it, or build the index again"
         )
     if not array.flags.c_contiguous:
         raise IndexDamagedError(f"{path} is in Fortran order: restore it, or build the index again")
-    return np.asarray(array)
+    return array
+
+
+class _Mapped:
+    """A file in memory, read-only, until the last array over it is gone.
+
+    It holds no descriptor open, as :class:`mmap.mmap` does: an index of a hundred segments would have one for each of a
+    thousand arrays, which is what a process may have by default.
+    """
+
+    def __init__(self, descriptor: int, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._size = start + math.prod(shape) * dtype.itemsize
+        self._address: int | None = None
+        self._unmap = _libc.munmap  # by then the module may have been taken down
+        address = _libc.mmap(None, self._size, _READ, _SHARED, descriptor, 0)
+        if address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._address = address
+        # An array made of this holds it as its base.
+        self.__array_interface__ = {
+            "data": (address + start, True),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            self._unmap(self._address, self._size)
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """The array of an ``.npy`` file, mapped where it has elements. Raises OSError, ValueError and the like."""
+    if _libc is None:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"it has version {version} of the format")
+        shape, fortran, dtype = _HEADERS[version](file)
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"it describes {dtype} {list(shape)}")
+        if start + math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"it has {size} bytes, too few for {dtype} {list(shape)}")
+        if not math.prod(shape) * dtype.itemsize:
+            return np.empty(shape, dtype)
+        stored = shape[::-1] if fortran else shape
+        array = np.asarray(_Mapped(file.fileno(), start, stored, dtype))
+        return array.T if fortran else array
 
 
 def refuse_open_files(path: Path, error: Exception) -> None:
@@ -46,7 +117,7 @@ def refuse_open_files(path: Path, error: Exception) -> None:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise OpenFilesError(
             f"{path} cannot be opened, since the process has as many files open as it may: raise the limit (ulimit -n 4096) "
-            "and merge the index, whose segments take about eight files each; or close other retrievers"
+            "and merge the index, whose segments take a file each; or close other retrievers"
         ) from error
 
 

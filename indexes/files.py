@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retrievers.errors import IndexDamagedError
+from retrievers.indexes.arrays import refuse_open_files
 
 SMALL = 1 << 20
 """Files up to this size (bytes) are checked whole at every opening; of larger ones only the size and both ends."""
@@ -84,18 +85,22 @@ def seal(folder: Path) -> Records:
 def check_quickly(folder: Path, records: Records) -> None:
     """Find files that are missing, cut or swapped, and any change in small ones, without reading the large ones.
 
-    Raises IndexDamagedError, which names the first such file.
+    Raises IndexDamagedError, which names the first such file; OpenFilesError where it cannot be opened for that reason.
     """
     for name, record in records.items():
         path = folder / name
         size = _size(path)
         if size != record.size:
             raise IndexDamagedError(f"{path} has {size} bytes, and {record.size} were written: {_MEND}")
-        if size <= SMALL or path.suffix in _READ_WHOLE:
-            if _digest(path) != record.sha256:
-                raise IndexDamagedError(f"{path} is not what was written (its checksum differs): {_MEND}")
-        elif _edges(path, size) != record.edges:
-            raise IndexDamagedError(f"{path} is not what was written (the checksum of its ends differs): {_MEND}")
+        whole = size <= SMALL or path.suffix in _READ_WHOLE
+        try:
+            same = _digest(path) == record.sha256 if whole else _edges(path, size) == record.edges
+        except OSError as error:
+            refuse_open_files(path, error)
+            raise
+        if not same:
+            part = "" if whole else " of its ends"
+            raise IndexDamagedError(f"{path} is not what was written (the checksum{part} differs): {_MEND}")
 
 
 def check_fully(folder: Path, records: Records) -> Iterator[str]:

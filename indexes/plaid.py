@@ -11,7 +11,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -237,6 +236,8 @@ class PlaidIndex(MaxSimIndex):
 
         threads = min(kernels.threads(), len(numbers) // _SHARE)
         if threads > 1:
+            from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without
+
             with ThreadPoolExecutor(threads) as pool:
                 answered = list(pool.map(answer, numbers))
         else:

@@ -34,7 +34,7 @@ MOST_ROWS = 1 << 40
 """No index may have so many rows."""
 
 _ROW_BITS = 40
-_CHUNK = 1 << 20  # postings that a merge holds unpacked: some 80 MB
+_CHUNK = 1 << 18  # postings that a merge holds unpacked: some 20 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +60,12 @@ class Postings:
 
     def find(self, terms: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The places of ``terms`` among the index's, and whether they are there at all (where not, the place is 0)."""
-        places = np.searchsorted(self.terms, terms)
-        known = places < len(self.terms)
+        places = self.terms.searchsorted(terms)
+        if not len(self.terms):
+            return places, np.zeros(len(terms), np.bool_)
+        np.minimum(places, len(self.terms) - 1, out=places)
+        known = self.terms[places] == terms
         places[~known] = 0
-        if len(self.terms):
-            known &= self.terms[places] == terms
-            places[~known] = 0
         return places, known
 
     def posting(self, place: int, row: int) -> int | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
 from itertools import pairwise
@@ -30,10 +29,13 @@ from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.protocol import Found, Index
 from retrievers.indexes.store import DocumentStore, Entry, write_store
 from retrievers.specs import Spec
-from retrievers.vectors import Kind, Vectors, take
+from retrievers.vectors import Kind, Vectors, shallow, take
 
 SEGMENTS = "segments"
 DELETIONS = "deletions"
+
+_SHORT = 64  # terms of a query up to which those that were met before are remembered,
+_REMEMBERED = 1 << 16  # as long as there are no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +168,7 @@ class Statistics:
     def __init__(self, segments: Sequence[Segment], bm25: Bm25) -> None:
         self._segments = segments
         self._bm25 = bm25
+        self._remembered: dict[int, float] = {}
         self.documents = 0
         lengths: list[NDArray[np.int64]] = []
         total = 0
@@ -181,12 +184,28 @@ class Statistics:
 
     def weigh(self, queries: Any) -> Vectors:
         """Query term frequencies times the inverse document frequency of the live collection, as csr_matrix."""
-        frequencies = np.zeros(len(queries.indices), np.int64)
-        for segment in self._segments:
-            frequencies += segment.document_frequencies(queries.indices.astype(np.int64, copy=False))
-        weighted = copy(queries)  # which shares the arrays
-        weighted.data = (queries.data * self._bm25.idf(frequencies, self.documents)).astype(np.float32)
+        columns = queries.indices.astype(np.int64, copy=False)
+        idf = self._idf(columns) if len(columns) > _SHORT else self._known_idf(columns.tolist())
+        weighted = shallow(queries)
+        weighted.data = (queries.data * idf).astype(np.float32)
         return weighted
+
+    def _idf(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        frequencies = np.zeros(len(columns), np.int64)
+        for segment in self._segments:
+            frequencies += segment.document_frequencies(columns)
+        return self._bm25.idf(frequencies, self.documents)
+
+    def _known_idf(self, columns: list[int]) -> NDArray[np.float64]:
+        """The same for a few terms. Those of questions come again, and looking one up takes as long as a small search."""
+        known = self._remembered
+        missing = [column for column in columns if column not in known]
+        if missing:
+            if len(known) >= _REMEMBERED:
+                known = self._remembered = {}
+                missing = columns
+            known.update(zip(missing, self._idf(np.array(missing, np.int64)).tolist(), strict=True))
+        return np.array([known[column] for column in columns], np.float64)
 
 
 def write_segment(
@@ -214,8 +233,18 @@ def write_segment(
     return _write(root, name, index, (entries[at] for at in order))
 
 
-def merge_segments(root: Path, name: str, segments: Sequence[Segment], spec: Spec, kind: Kind) -> SegmentRecord:
-    """Fold segments into a new one that holds their live documents; texts stream, nothing is encoded again."""
+def merge_segments(
+    root: Path,
+    name: str,
+    segments: Sequence[Segment],
+    spec: Spec,
+    kind: Kind,
+    through: Callable[[Iterator[Entry]], Iterator[Entry]] = iter,
+) -> SegmentRecord:
+    """Fold segments into a new one that holds their live documents; texts stream, nothing is encoded again.
+
+    The documents pass ``through`` on their way to the file, which may break the work off.
+    """
     streams = [_live_ids(number, segment) for number, segment in enumerate(segments)]
     maps = [np.full(segment.size, -1, np.int64) for segment in segments]
     for new, (_, number, row) in enumerate(merge_sorted(*streams)):
@@ -223,7 +252,7 @@ def merge_segments(root: Path, name: str, segments: Sequence[Segment], spec: Spe
     parts = [(segment.index, rows) for segment, rows in zip(segments, maps, strict=True)]
     index = index_class(spec, kind).merge(parts, spec)
     entries = [_entries(segment) for segment in segments]
-    return _write(root, name, index, merge_sorted(*entries, key=lambda entry: entry.document.id))
+    return _write(root, name, index, through(merge_sorted(*entries, key=lambda entry: entry.document.id)))
 
 
 def write_deletions(root: Path, name: str, segment: Segment, rows: Sequence[int]) -> SegmentRecord:
@@ -250,7 +279,7 @@ def fresh_folder(folder: Path) -> Path:
     """An empty folder; what a killed writer left there is removed."""
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     return folder
 
 
@@ -272,6 +301,7 @@ def _entries(segment: Segment) -> Iterator[Entry]:
 
 def _live_ids(number: int, segment: Segment) -> Iterator[tuple[str, int, int]]:
     """The ids of those documents, with the segment's number and the row."""
-    rows = np.flatnonzero(segment.mask)
-    for row, entry in zip(rows.tolist(), _entries(segment), strict=True):
-        yield entry.document.id, number, row
+    mask = segment.mask
+    for row, id_ in segment.store.all_ids():
+        if mask[row]:
+            yield id_, number, row

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from retrievers.indexes.arrays import refuse_open_files
 NAME = "documents.sqlite"
 
 _BATCH = 500  # variables of one statement; SQLite's own limit is higher on every build since 2020
+_TOGETHER = 10  # rows that one row of an answer holds; to plan more takes long
 _PAGE = 8192  # bytes; fewer, fuller pages than the default of 4096: 7% smaller and a little quicker to read
 _SCHEMA = """
 CREATE TABLE documents (
@@ -28,6 +30,14 @@ CREATE TABLE documents (
 );
 CREATE TABLE columns (field TEXT PRIMARY KEY, "values" TEXT NOT NULL, codes BLOB NOT NULL);
 """
+
+
+@lru_cache(maxsize=_TOGETHER)
+def _together(rows: int) -> str:
+    """The statement that reads so many rows side by side; nothing comes back unless all are there."""
+    columns = (f"d{at}.{name}" for at in range(rows) for name in ("row", "id", "text", "title", "metadata"))
+    tables = " CROSS JOIN ".join(f"documents d{at}" for at in range(rows))
+    return f"SELECT {', '.join(columns)} FROM {tables} WHERE {' AND '.join(f'd{at}.row = ?' for at in range(rows))}"
 
 
 class Entry(NamedTuple):
@@ -109,8 +119,7 @@ class DocumentStore:
     def documents(self, rows: Sequence[int]) -> dict[int, Document]:
         """The documents of these rows, by row."""
         found: dict[int, Document] = {}
-        select = "SELECT row, id, text, title, metadata FROM documents WHERE row IN "
-        for row, id_, text, title, metadata in self._select(select, rows):
+        for row, id_, text, title, metadata in self._read(rows):
             # The usual case, in line: batches of queries ask for thousands.
             if not metadata and type(id_) is type(text) is type(title) is str:
                 found[row] = stored_document(id_, text, title, {})
@@ -118,6 +127,17 @@ class DocumentStore:
                 found[row] = self._document(row, id_, text, title, metadata)
         self._refuse_missing(rows, found)
         return found
+
+    def _read(self, rows: Sequence[int]) -> Iterable[Any]:
+        """Row, id, text, title and metadata of these rows, as far as they are there."""
+        if 1 < len(rows) <= _TOGETHER:
+            # Side by side in one row of an answer: SQLite's module gives Python's lock away for each row, and threads that
+            # search take it from one another.
+            found = self._query(_together(len(rows)), tuple(rows))
+            if found:
+                ((*values,),) = found
+                return zip(*[iter(values)] * 5, strict=True)
+        return self._select("SELECT row, id, text, title, metadata FROM documents WHERE row IN ", rows)
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """The document ids of these rows, by row."""
@@ -141,17 +161,29 @@ class DocumentStore:
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """All rows with their documents, in order, without holding them all."""
-        select = "SELECT row, id, text, title, metadata, ordinal, place FROM documents WHERE row >= ? ORDER BY row LIMIT 1000"
+        for row, id_, text, title, metadata, ordinal, place in self._rows("id, text, title, metadata, ordinal, place"):
+            known = self._known(row, ordinal, place)
+            yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+
+    def all_ids(self) -> Iterator[tuple[int, str]]:
+        """All rows with their ids, in order, without holding them all."""
+        for row, id_ in self._rows("id"):
+            if type(id_) is not str:
+                raise self._damaged(f"holds no id in row {row}")
+            yield row, id_
+
+    def _rows(self, columns: str) -> Iterator[Any]:
+        """All rows, in order, some hundred at a time: a merge reads many segments at once."""
+        select = f"SELECT row, {columns} FROM documents WHERE row >= ? ORDER BY row LIMIT 200"
         start = 0
         while start < self._size:
             batch = self._query(select, (start,))
             if not batch:
                 raise self._damaged(f"lacks row {start}")
-            for row, id_, text, title, metadata, ordinal, place in batch:
-                if row != start:
+            for found in batch:
+                if found[0] != start:
                     raise self._damaged(f"lacks row {start}")
-                known = self._known(row, ordinal, place)
-                yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+                yield found
                 start += 1
 
     def column(self, field: str) -> Column | None:

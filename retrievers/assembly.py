@@ -1,4 +1,4 @@
-"""Segments under construction: one is filled while a thread indexes, writes and seals the one before it."""
+"""Segments under construction: one is filled while a thread indexes, writes and seals the one before it, or folds others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from retrievers.errors import SpecError, VectorError
+from retrievers.folding import Growing
 from retrievers.indexes.manifest import SegmentRecord
 from retrievers.indexes.segments import duplicate
 from retrievers.indexes.store import Entry
@@ -19,12 +20,6 @@ _LEAST_MEMORY = 16 << 20
 # What a segment takes while it is indexed, in bytes of memory per byte of its vectors; measured, rounded up.
 _FACTORS: dict[Kind, float] = {"dense": 4.5, "multi-vector": 4.0, "sparse": 9.0, "lexical": 9.0}
 _PER_DOCUMENT = 1200  # the Python objects of a document, its row in the store and its staging, in bytes
-
-Write = Callable[[Sequence[Entry], Vectors], SegmentRecord]
-"""Indexes, writes and seals the segment of these documents, and touches nothing else: it is called in a thread.
-
-It walks the sequence once it writes the documents; that walk is where a build that is stopped breaks it off.
-"""
 
 
 class Pending:
@@ -94,36 +89,37 @@ class _Breakable(Sequence[Entry]):
         return (self[at] for at in range(len(self)))
 
 
+class _Flight(NamedTuple):
+    """What the thread is at."""
+
+    pending: Pending
+    """The documents of the segment that it writes; empty where it folds others."""
+    future: Future[SegmentRecord]
+    landed: Callable[[SegmentRecord], None]
+
+
 class Assembly:
     """Cuts a stream of documents into segments; a context manager.
 
     A collection that fits into the budget becomes one segment. Once one is cut, those that follow take half of the
     budget each, so that two are in memory: one is filled, and a thread writes the other. Where the two would take more
-    (beside the first, which has the whole budget), filling waits.
+    (beside the first, which has the whole budget), filling waits. Folding segments takes half of the budget likewise, and
+    the thread's time: the next segment is written after it.
 
-    ``begin`` is called here, before a segment is handed to the thread, and gives what the thread calls. ``landed`` is
-    called here too, with the record and the documents of a segment that is sealed: it commits.
+    What is cut, and what is folded, never depends on what the thread takes.
 
     What writing raises is raised here, by the call that follows it. Where the block is left by an error, the segment in
     flight is finished and landed first; by KeyboardInterrupt and the like, it is broken off where it can be.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        memory: int,
-        begin: Callable[[], Write],
-        landed: Callable[[SegmentRecord, Sequence[Entry]], None],
-        *,
-        more: bool = False,
-    ) -> None:
+    def __init__(self, kind: Kind, memory: int, segments: Growing, *, more: bool = False) -> None:
         """``more`` says that a part of this collection is in segments already. Raises SpecError, see check_memory."""
         self._kind = kind
         self._limit = check_memory(memory)
-        self._begin, self._landed = begin, landed
+        self._segments = segments
         self._most = self._limit / 2 if more else self._limit
         self._pending = Pending(kind)
-        self._flight: tuple[Pending, Future[SegmentRecord]] | None = None
+        self._flight: _Flight | None = None
         self._broken = threading.Event()
         self._executor = ThreadPoolExecutor(1, "retrievers-segment")
 
@@ -136,9 +132,10 @@ class Assembly:
         if error is not None and self._flight is not None:
             if not isinstance(error, Exception):
                 self._broken.set()
-            self._settle(self._flight[1])
-            if self._flight[1].exception() is None:
-                self._land()
+            flight = self._flight
+            self._settle(flight.future)
+            if flight.future.exception() is None:
+                flight.landed(flight.future.result())
         self._executor.shutdown()
 
     def admit(self, batch: Sequence[Entry]) -> None:
@@ -147,9 +144,9 @@ class Assembly:
         Raises DuplicateIdError, and what the thread has raised.
         """
         if self._flight is not None:
-            flying, future = self._flight
+            flying = self._flight.pending
             flying.refuse_known(batch)
-            if future.done() or flying.used + self._pending.held > self._limit:
+            if self._flight.future.done() or flying.used + self._pending.held > self._limit:
                 self._land()
         self._pending.note(batch)
 
@@ -163,23 +160,37 @@ class Assembly:
         """Write what is left, and wait until all is landed. Raises what the thread has raised."""
         if self._pending.entries:
             self._launch()
-        self._land()
+        while self._flight is not None:
+            self._land()
 
     def _launch(self) -> None:
-        self._land()
-        pending, write = self._pending, self._begin()
+        while self._flight is not None:
+            self._land()
+        pending, write = self._pending, self._segments.begin()
         entries = _Breakable(pending.entries, self._broken)
-        self._flight = pending, self._executor.submit(lambda: write(entries, pending.vectors()))
+        future = self._executor.submit(lambda: write(entries, pending.vectors()))
+        self._flight = _Flight(pending, future, lambda record: self._segments.landed(record, pending.entries))
         self._pending, self._most = Pending(self._kind), self._limit / 2
 
     def _land(self) -> None:
-        """Wait for the segment in flight, if there is one, and hand it on."""
+        """Wait for the thread, hand on what it has made, and let it fold the segments that are due."""
         if self._flight is None:
             return
-        pending, future = self._flight
-        record = future.result()
+        flight = self._flight
+        record = flight.future.result()
         self._flight = None
-        self._landed(record, pending.entries)
+        flight.landed(record)
+        fold = self._segments.fold(self._limit / 2)
+        if fold is not None:
+            pending = Pending(self._kind)
+            pending.used = self._limit / 2
+            self._flight = _Flight(pending, self._executor.submit(fold, self._breaking), self._segments.folded)
+
+    def _breaking(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            if self._broken.is_set():
+                raise BrokenOffError
+            yield entry
 
     def _settle(self, future: Future[SegmentRecord]) -> None:
         """Wait for the thread; it must have ended before another writer may come. Whoever is impatient breaks it off."""

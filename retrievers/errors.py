@@ -83,7 +83,7 @@ class IndexDamagedError(RetrieversError, ValueError):
 
 
 class OpenFilesError(RetrieversError, OSError):
-    """The process may open no more files, of which each segment of an index takes about eight."""
+    """The process may open no more files, of which each segment of an index takes one."""
 
 
 class IndexClosedError(RetrieversError, ValueError):

@@ -25,10 +25,9 @@ from retrievers.indexes.kinds import default_index, parse_index_spec
 from retrievers.mteb_inputs import ID_FIELD, check_precision, documents, query_texts
 from retrievers.mteb_metadata import label_of, metadata, require_mteb, revision_of, state_of
 from retrievers.mteb_vectors import DenseVectors
-from retrievers.retriever import Retriever
+from retrievers.retriever import DEFAULT_MEMORY, Retriever
 from retrievers.runs import Run, run_of
 from retrievers.specs import Spec
-from retrievers.writer import DEFAULT_MEMORY
 
 _BATCH = 256  # queries that are searched at once
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
-from retrievers.assembly import check_memory
 from retrievers.conditions import Filter, parse_filter
 from retrievers.documents import Document, Hit, found_hit
 from retrievers.encoders import (
@@ -32,7 +31,15 @@ from retrievers.queries import check_count
 from retrievers.rerankers import as_reranker, check_depth, reranked
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
-from retrievers.writer import DEFAULT_MEMORY, Progress, Writer
+
+if TYPE_CHECKING:
+    from retrievers.writer import Writer
+
+Progress = Callable[[int], None]
+"""Called with the number of documents that are done."""
+
+DEFAULT_MEMORY = 2 << 30
+"""Bytes that documents and vectors may take at once."""
 
 
 class Retriever:
@@ -47,8 +54,7 @@ class Retriever:
         self._snapshot: Snapshot | None = snapshot
         self._moving = threading.Lock()
         self._encoder = encoder
-        self._device: str | None = None
-        self._dtype: str | None = None
+        self._options: dict[str, Any] = {}  # of an encoder that the index names
 
     @classmethod
     def build(
@@ -72,6 +78,9 @@ class Retriever:
         twice. Raises IndexExistsError where ``path`` holds a finished index or anything else, DuplicateIdError,
         DocumentError, SpecError, BuildChangedError where a stopped build began with other documents or options.
         """
+        from retrievers.assembly import check_memory
+        from retrievers.writer import Writer
+
         root = Path(path)
         check_memory(memory)
         model = load_encoder(encoder)
@@ -88,13 +97,14 @@ class Retriever:
         encoder: Encoder | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        workers: int = 1,
     ) -> Self:
         """Open the index at ``path``.
 
         The encoder that the index names must have the fingerprint that the index was built with. A model is loaded when it
         is first needed, on ``device`` and in ``dtype``; an encoder whose queries need none is loaded at once, and with it
-        all that the first search would wait for. Pass ``encoder`` where it was an object of your own, or to share one between
-        indexes.
+        all that the first search would wait for. ``workers`` are the processes that encode documents which are added. Pass
+        ``encoder`` where it was an object of your own, or to share one between indexes.
 
         Raises IndexNotFoundError, IndexFormatError, IndexDamagedError (which name the file), EncoderMismatchError.
         """
@@ -103,7 +113,7 @@ class Retriever:
         if encoder is not None:
             check_same(check_encoder(encoder), snapshot.manifest.encoder)
         retriever = cls(root, snapshot, encoder)
-        retriever._device, retriever._dtype = device, dtype
+        retriever._options = {"device": device, "dtype": dtype, "workers": workers}
         try:
             retriever._prepare()
         except BaseException:
@@ -126,7 +136,7 @@ class Retriever:
         """The encoder, loaded at the first use."""
         if self._encoder is None:
             stored = self.snapshot.manifest.encoder
-            self._encoder = open_encoder(stored, self._root / ENCODER, device=self._device, dtype=self._dtype)
+            self._encoder = open_encoder(stored, self._root / ENCODER, **self._options)
         return self._encoder
 
     @property
@@ -287,7 +297,7 @@ class Retriever:
         WriterLockedError while another writer is at work; then nothing is added.
         """
         encoder = self.encoder
-        with Writer.begin(self._root) as writer:
+        with self._writer() as writer:
             added = writer.add(encoder, documents, memory, progress)
         self.refresh()
         return added
@@ -298,7 +308,7 @@ class Retriever:
         Raises UnknownIdError where an id is not in the index: then nothing is deleted.
         """
         wanted = [ids] if isinstance(ids, str) else list(ids)
-        with Writer.begin(self._root) as writer:
+        with self._writer() as writer:
             missing = writer.delete(wanted)
         if missing:
             raise _unknown(missing, self._root)
@@ -310,7 +320,7 @@ class Retriever:
 
         Nothing is encoded again. Searches give what they gave before.
         """
-        with Writer.begin(self._root) as writer:
+        with self._writer() as writer:
             left = writer.merge(memory)
         self.refresh()
         return left
@@ -346,7 +356,7 @@ class Retriever:
                 values[name] = max(value, values.get(name, 0))
         if values:
             kept = {name: value for name, value in snapshot.spec.parameters.items() if name != "recall"}
-            with Writer.begin(self._root) as writer:
+            with self._writer() as writer:
                 writer.respecify(Spec(snapshot.spec.name, {**kept, **values}))
             self.refresh()
         return values
@@ -380,6 +390,11 @@ class Retriever:
             return f"Retriever({str(self._root)!r}, closed)"
         manifest = self._snapshot.manifest
         return f"Retriever({str(self._root)!r}, {manifest.documents} documents, {manifest.encoder['kind']}, {manifest.index})"
+
+    def _writer(self) -> Writer:
+        from retrievers.writer import Writer  # and with it much that a search needs not wait for
+
+        return Writer.begin(self._root)
 
     @property
     def snapshot(self) -> Snapshot:

@@ -11,8 +11,8 @@ kind of encoder           vectors of ``n`` texts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Kind = Literal["dense", "sparse", "lexical", "multi-vector"]
+_SHORT = 64  # weights of a query up to which Python is quicker than numpy
+
 KINDS: tuple[Kind, ...] = ("dense", "sparse", "lexical", "multi-vector")
 
 
@@ -105,7 +107,7 @@ def csr(
     """A sparse matrix from its non-zeros row by row: values, columns, and the number of non-zeros of each row."""
     if len(lengths) == 1 and len(data) == len(indices) == lengths[0]:
         # A single query: what scipy's constructor looks at takes as long as a search of a small index.
-        matrix = copy(_empty_row(vocabulary))
+        matrix = shallow(_empty_row(vocabulary))
         dtype = matrix.indices.dtype
         matrix.data, matrix.indices = data, indices.astype(dtype, copy=False)
         matrix.indptr = np.array([0, len(data)], dtype)
@@ -114,6 +116,13 @@ def csr(
 
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     return csr_matrix((data, indices, indptr), shape=(len(lengths), vocabulary))
+
+
+def shallow(matrix: csr_matrix[np.float32]) -> csr_matrix[np.float32]:
+    """A sparse matrix that shares the arrays of another: what copy.copy gives, at a fifth of the time."""
+    other = object.__new__(type(matrix))
+    other.__dict__.update(matrix.__dict__)
+    return other
 
 
 @lru_cache(maxsize=16)
@@ -144,6 +153,8 @@ def check(vectors: Any, kind: Kind, n: int) -> None:
         if getattr(vectors, "format", None) != "csr" or vectors.dtype != np.float32:
             raise VectorError(f"{kind} vectors must be a float32 scipy csr_matrix; got {_describe(vectors)}")
         values = vectors.data
+        if len(values) <= _SHORT and vectors.shape[0] == n and _sound(values.tolist()):
+            return
         if values.size and values.min() < 0:
             raise VectorError(f"{kind} vectors hold a negative weight, {values.min()}: weights must be 0 or more")
     if count(vectors) != n:
@@ -151,6 +162,11 @@ def check(vectors: Any, kind: Kind, n: int) -> None:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])
         raise VectorError(f"{kind} vectors hold NaN or infinity (first at stored row {row}): the encoder is broken")
+
+
+def _sound(weights: list[float]) -> bool:
+    """Whether no weight is negative, NaN or infinite: for a few, sooner than numpy has begun. NaN shows in the sum."""
+    return not weights or (min(weights) >= 0 and sum(weights) < math.inf)
 
 
 def _describe(value: object) -> str:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from retrievers.assembly import Assembly, Write, check_memory
+from retrievers.assembly import Assembly, check_memory
 from retrievers.documents import Document
 from retrievers.encoders import Encoder, check_same, store_encoder
 from retrievers.errors import (
@@ -29,6 +29,7 @@ from retrievers.errors import (
     IndexNotFoundError,
     WriterLockedError,
 )
+from retrievers.folding import FEW, Fold, Write, due, folding, taken
 from retrievers.indexes.files import seal
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.manifest import ENCODER, Manifest, SegmentRecord
@@ -40,7 +41,6 @@ from retrievers.indexes.segments import (
     Segment,
     duplicate,
     fresh_folder,
-    merge_segments,
     write_deletions,
     write_segment,
 )
@@ -51,9 +51,9 @@ from retrievers.specs import Spec
 from retrievers.staging import Staging
 from retrievers.vectors import Kind, Vectors, check, concatenate, take
 
-Progress = Callable[[int], None]
+if TYPE_CHECKING:
+    from retrievers.retriever import Progress
 
-DEFAULT_MEMORY = 2 << 30
 _BATCH = 1024  # documents encoded and staged at once: what a stop can cost
 
 _BUILDING = "building"
@@ -66,6 +66,7 @@ class Writer:
     def __init__(self, root: Path, encoder: Encoder | None = None) -> None:
         self._root = root
         self._encoder = encoder  # of a build
+        self._last = 0, 0  # the generation and number of the last name that was given
         self._lock = FileLock(root / _LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -76,7 +77,7 @@ class Writer:
         try:
             self._manifest = Manifest.read(root)
             self._kind: Kind = self._manifest.encoder["kind"]
-            self._spec: Spec = parse_index_spec(self._manifest.index, self._kind)
+            self.spec: Spec = parse_index_spec(self._manifest.index, self._kind)
             self._sweep()
         except BaseException:
             self._lock.release()
@@ -139,13 +140,12 @@ class Writer:
         before = self._manifest.documents
         again = done = 0
 
-        def landed(record: SegmentRecord, entries: Sequence[Entry]) -> None:
-            self._commit((*self._manifest.segments, record))
-            collection.append(record)
-            staging.forget({entry.document.id for entry in entries})
+        def commit(segments: Sequence[SegmentRecord], ids: Set[str]) -> None:
+            self._commit(tuple(segments))
+            staging.forget(ids)
 
-        assembly = Assembly(self._kind, memory, lambda: self._begin_segment(0), landed, more=before > 0)
-        with assembly:
+        growing = _Growing(self, collection, self._manifest.segments, commit)
+        with Assembly(self._kind, memory, growing, more=before > 0) as assembly:
             for batch in _batches(documents):
                 fresh, skipped = collection.without_known(batch)
                 if skipped:
@@ -163,23 +163,19 @@ class Writer:
                     "again: go on with the same documents, or remove the folder to begin anew"
                 )
             assembly.finish()
-        self._commit(self._manifest.segments, complete=True)
         staging.remove()
-        if self._spec.name in PlaidIndex.PARAMETERS and len(self._manifest.segments) > 1:
-            self.merge(memory)  # centroids of everything, where those of the first segment served for all
+        # A plaid index gets centroids of everything, where those of the first segment served for all.
+        if len(self._manifest.segments) > (1 if self.spec.name in PlaidIndex.PARAMETERS else FEW):
+            self._merge(memory)
+        self._commit(self._manifest.segments, complete=True)
 
     def add(self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None) -> int:
         """Index more documents, in one commit; returns how many."""
         self._refuse_unfinished("add to")
         collection = _Collection(self._root)
-        added: list[SegmentRecord] = []
+        growing = _Growing(self, collection, (), lambda segments, ids: None)
         done = 0
-
-        def landed(record: SegmentRecord, entries: Sequence[Entry]) -> None:
-            added.append(record)
-            collection.append(record)
-
-        with Assembly(self._kind, memory, lambda: self._begin_segment(len(added)), landed) as assembly:
+        with Assembly(self._kind, memory, growing) as assembly:
             for batch in _batches(documents):
                 collection.refuse_known(batch)
                 assembly.admit(batch)
@@ -188,8 +184,8 @@ class Writer:
                 if progress is not None:
                     progress(done)
             assembly.finish()
-        if added:
-            self._commit((*self._manifest.segments, *added))
+        if growing.records:
+            self._commit((*self._manifest.segments, *growing.records))
         return done
 
     def delete(self, ids: Sequence[str]) -> list[str]:
@@ -210,68 +206,68 @@ class Writer:
         for number, (segment, rows) in enumerate(zip(snapshot.segments, found, strict=True)):
             record = segment.record
             if rows:
-                record = write_deletions(self._root, f"{self._next}-{number}", segment, rows)
+                record = write_deletions(self._root, f"{self._manifest.generation + 1:06d}-{number}", segment, rows)
             if record.deletions is None or record.deletions.count < record.documents:
                 records.append(record)
         self._commit(tuple(records))
         return []
 
     def merge(self, memory: int) -> int:
-        """Fold segments, in one commit; returns how many are left."""
+        """Fold segments, each fold in one commit; returns how many are left."""
         self._refuse_unfinished("merge")
+        return self._merge(memory)
+
+    def _merge(self, memory: int) -> int:
         limit = check_memory(memory)
-        snapshot = Snapshot.open(self._root)
-        groups: list[list[Segment]] = []
+        groups: list[list[SegmentRecord]] = []
         used = 0.0
-        for segment in snapshot.segments:
-            size = self._taken * sum(record.size for record in segment.record.files.values())
+        for record in self._manifest.segments:
+            size = taken(record, self.spec)
             if not groups or used + size > limit:
                 groups.append([])
                 used = 0.0
-            groups[-1].append(segment)
+            groups[-1].append(record)
             used += size
-        records = []
-        for number, group in enumerate(groups):
-            if len(group) == 1 and group[0].live is None:
-                records.append(group[0].record)
-            else:
-                records.append(merge_segments(self._root, f"{self._next}-{number}", group, self._spec, self._kind))
-        if tuple(records) != self._manifest.segments:
-            self._commit(tuple(records))
-            self._sweep()
-        return len(records)
+        for group in groups:
+            if len(group) > 1 or group[0].deletions is not None:
+                merged = self.fold(group)(iter)
+                self._commit(_replaced(self._manifest.segments, group, merged))
+                self.remove(group)
+        return len(groups)
 
     def respecify(self, spec: Spec) -> None:
         """Search the same segments by another specification, which must be one that reads their files, in one commit."""
         self._refuse_unfinished("tune")
         self._manifest = replace(self._manifest, index=str(spec))
-        self._spec = spec
+        self.spec = spec
         self._commit(self._manifest.segments)
 
-    @property
-    def _taken(self) -> float:
-        """Bytes of memory that a merge takes for each byte of files; a plaid index gathers its vectors in a file."""
-        return 0.5 if self._spec.name in PlaidIndex.PARAMETERS else 3
+    def fold(self, group: Sequence[SegmentRecord]) -> Fold:
+        """What folds these segments into one."""
+        return folding(self._root, self._name(), group, self.spec, self._kind)
 
-    @property
-    def _next(self) -> str:
-        return f"{self._manifest.generation + 1:06d}"
+    def _name(self) -> str:
+        """A name that no segment has had."""
+        generation = self._manifest.generation + 1
+        number = self._last[1] + 1 if self._last[0] == generation else 0
+        self._last = generation, number
+        return f"{generation:06d}-{number}"
 
-    def _begin_segment(self, number: int) -> Write:
-        """What writes the next segment, in a thread; ``number`` tells those of one commit apart."""
-        name, like = f"{self._next}-{number}", self._largest()
+    def begin_segment(self) -> Write:
+        """What writes the next segment."""
+        name, like = self._name(), self._largest()
 
         def write(entries: Sequence[Entry], vectors: Vectors) -> SegmentRecord:
-            return write_segment(self._root, name, entries, vectors, self._spec, self._kind, like)
+            return write_segment(self._root, name, entries, vectors, self.spec, self._kind, like)
 
         return write
 
     def _largest(self) -> Index | None:
         """The index of the largest segment, whose centroids those that follow share; None in kinds without centroids."""
-        if self._spec.name not in PlaidIndex.PARAMETERS or not self._manifest.segments:
+        if self.spec.name not in PlaidIndex.PARAMETERS or not self._manifest.segments:
             return None
         record = max(self._manifest.segments, key=lambda one: one.documents)
-        return Segment.open(self._root, record, self._spec, self._kind).index
+        return Segment.open(self._root, record, self.spec, self._kind).index
 
     def _commit(self, segments: tuple[SegmentRecord, ...], complete: bool | None = None) -> None:
         manifest = replace(
@@ -289,6 +285,13 @@ class Writer:
                 f"the build of {self._root} was stopped: finish it with the same build call before you {change} it"
             )
 
+    def remove(self, records: Iterable[SegmentRecord]) -> None:
+        """Remove the folders of segments that no manifest names any more, or none has named yet."""
+        for record in records:
+            shutil.rmtree(self._root / SEGMENTS / record.name)
+            if record.deletions is not None:
+                shutil.rmtree(self._root / DELETIONS / record.deletions.name)
+
     def _sweep(self) -> None:
         """Remove the folders that no manifest names."""
         named = {record.name for record in self._manifest.segments}
@@ -302,26 +305,87 @@ class Writer:
             shutil.rmtree(self._root / _BUILDING)
 
 
+class _Growing:
+    """The segments that a change has written, which come after those that the index had."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        collection: _Collection,
+        records: Sequence[SegmentRecord],
+        commit: Callable[[Sequence[SegmentRecord], Set[str]], None],
+    ) -> None:
+        """``commit`` is told of the segments each time that they change, and of the ids that are new in them."""
+        self.records = tuple(records)
+        self._writer, self._collection, self._commit = writer, collection, commit
+        self._group: Sequence[SegmentRecord] = ()
+
+    def begin(self) -> Write:
+        return self._writer.begin_segment()
+
+    def landed(self, record: SegmentRecord, entries: Sequence[Entry]) -> None:
+        self.records = (*self.records, record)
+        self._collection.append(record)
+        self._commit(self.records, {entry.document.id for entry in entries})
+
+    def fold(self, limit: float) -> Fold | None:
+        spec = self._writer.spec
+        if spec.name in PlaidIndex.PARAMETERS:
+            return None  # centroids would be trained each time
+        count = due([taken(record, spec) for record in self.records], limit)
+        self._group = self.records[len(self.records) - count :]
+        return self._writer.fold(self._group) if count else None
+
+    def folded(self, record: SegmentRecord) -> None:
+        self.records = _replaced(self.records, self._group, record)
+        self._commit(self.records, set())
+        self._collection.replace(self._group, record)
+        self._writer.remove(self._group)
+
+
+def _replaced(
+    records: Sequence[SegmentRecord], group: Sequence[SegmentRecord], by: SegmentRecord
+) -> tuple[SegmentRecord, ...]:
+    """Records with one in place of a group that stands together."""
+    first = records.index(group[0])
+    return (*records[:first], by, *records[first + len(group) :])
+
+
 @dataclass(frozen=True)
 class _Sealed:
-    """A segment that this change has written. Its index is not opened: builds of many segments would run out of files."""
+    """A segment that this change has written. Its index is not opened: it would be read for nothing."""
 
+    record: SegmentRecord
     store: DocumentStore
 
     def is_live(self, row: int) -> bool:
         return True
 
+    def close(self) -> None:
+        self.store.close()
+
 
 class _Collection:
-    """The documents that are committed: which ids are taken, and by what."""
+    """The documents that are in segments: which ids are taken, and by what."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._segments: list[Segment | _Sealed] = list(Snapshot.open(root).segments)
-        self._resumed = len(self._segments)
 
     def append(self, record: SegmentRecord) -> None:
-        self._segments.append(_Sealed(DocumentStore(self._root / SEGMENTS / record.name, record.documents)))
+        self._segments.append(self._sealed(record))
+
+    def replace(self, group: Sequence[SegmentRecord], by: SegmentRecord) -> None:
+        """Let one segment take the place of those that were folded into it."""
+        names = {record.name for record in group}
+        gone = [segment for segment in self._segments if segment.record.name in names]
+        at = self._segments.index(gone[0])
+        self._segments[at : at + len(gone)] = [self._sealed(by)]
+        for segment in gone:
+            segment.close()
+
+    def _sealed(self, record: SegmentRecord) -> _Sealed:
+        return _Sealed(record, DocumentStore(self._root / SEGMENTS / record.name, record.documents))
 
     def refuse_known(self, batch: Sequence[Entry]) -> None:
         """Raise DuplicateIdError where an id is taken by a live document."""
@@ -340,7 +404,7 @@ class _Collection:
         if not self._segments:
             return batch, set()
         skipped: set[str] = set()
-        for number, segment in enumerate(self._segments):
+        for segment in self._segments:
             known = segment.store.find([entry.document.id for entry in batch])
             if not known:
                 continue
@@ -349,7 +413,7 @@ class _Collection:
                 found = known.get(entry.document.id)
                 if found is None:
                     continue
-                if number >= self._resumed or found.ordinal != entry.ordinal:
+                if found.ordinal != entry.ordinal:  # an ordinal comes once in a run: so of this one, too
                     raise duplicate(entry.document.id, found.place, entry.place)
                 if not _same(stored[found.row], entry.document):
                     raise BuildChangedError(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hashing import HashEncoder
 from retrievers import Document, Retriever, verify
 from retrievers.encoders import load_encoder
 from retrievers.errors import DuplicateIdError, OpenFilesError, VectorError
+from retrievers.folding import FEW, due
 from retrievers.indexes.manifest import Manifest
 from retrievers.indexes.segments import write_segment
 from retrievers.staging import Staging
@@ -59,13 +61,16 @@ class Watching(HashEncoder):
         return super().encode_document(texts)
 
 
+@pytest.mark.parametrize(("count", "most"), [(4500, FEW), (9000, 1)], ids=["few", "folded"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_segment_is_what_writing_it_alone_gives(kind: Kind, tmp_path: Path) -> None:
-    documents = long_documents(9000)
+def test_each_segment_is_what_writing_it_alone_gives(kind: Kind, count: int, most: int, tmp_path: Path) -> None:
+    documents = long_documents(count)
     encoder = encoder_of(kind)
+    (tmp_path / "segments").mkdir()
     with Retriever.build(tmp_path / "idx", documents, encoder=encoder, memory=MEMORY) as retriever:
         segments = retriever._snapshot.segments  # type: ignore[union-attr]
-        assert len(segments) >= 4
+        assert len(segments) <= most
+        assert Manifest.read(tmp_path / "idx").generation > 3
         first = 0
         for segment in segments:
             entries = [entry for _, entry in segment.store.entries()]
@@ -92,6 +97,38 @@ def test_what_fits_into_the_budget_is_one_segment(tmp_path: Path) -> None:
         assert len(retriever._snapshot.segments) == 1  # type: ignore[union-attr]
         assert retriever.add((Document(f"more {d.id}", d.text) for d in documents), memory=MEMORY) == 1500
         assert len(retriever._snapshot.segments) == 2  # type: ignore[union-attr]
+
+
+def test_sixteen_segments_of_like_size_are_due_or_as_many_as_the_budget_holds() -> None:
+    assert due([1.0] * 15, 100) == 0
+    assert due([1.0] * 16, 100) == due([50, *[1.0] * 16], 100) == due([4, *[1.0] * 15], 100) == 16
+    assert due([5, *[1.0] * 15], 100) == 0
+    assert due([16.0] * 6, 100) == due([50, *[16.0] * 6], 100) == 6
+    assert due([16.0] * 5, 100) == due([30.0] * 3, 100) == due([200.0] * 20, 100) == due([], 100) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_of_many_segments_folds_them_and_answers_as_one_segment_does(kind: Kind, tmp_path: Path) -> None:
+    documents = long_documents(24_000)
+    seen: list[int] = []
+
+    def watch(done: int) -> None:
+        seen.append(len(Manifest.read(tmp_path / "many").segments))
+
+    encoder = encoder_of(kind)
+    with (
+        Retriever.build(tmp_path / "many", documents, encoder=encoder, memory=MEMORY, progress=watch) as many,
+        Retriever.build(tmp_path / "one", documents, encoder=encoder) as one,
+        Retriever.build(tmp_path / "added", documents[:1], encoder=encoder) as added,
+    ):
+        assert len(many._snapshot.segments) <= FEW < max(seen) <= 16  # type: ignore[union-attr]
+        assert Manifest.read(tmp_path / "many").generation > 20
+        assert len(added._snapshot.segments) == 1  # type: ignore[union-attr]
+        added.add(documents[1:], memory=MEMORY)
+        assert len(added._snapshot.segments) <= 16  # type: ignore[union-attr]
+        queries = [documents[at].text[:8] for at in range(0, 24_000, 1500)]
+        assert many.search(queries, k=20) == one.search(queries, k=20) == added.search(queries, k=20)
+    assert verify(tmp_path / "many") == verify(tmp_path / "added") == []
 
 
 def test_an_addition_of_many_segments_is_one_commit(tmp_path: Path) -> None:
@@ -198,10 +235,12 @@ def test_staged_batches_stay_until_the_last_of_their_documents_is_committed(tmp_
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials fork and kill, which this system cannot")
-@pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
-def test_a_kill_while_a_segment_is_in_flight_costs_no_encoding(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("work", "kind"), [*product(["in-flight"], ["dense", "sparse", "multi-vector"]), *product(["folding"], KINDS[1:3])]
+)
+def test_a_kill_while_a_segment_is_in_flight_costs_no_encoding(work: str, kind: Kind, tmp_path: Path) -> None:
     runner = Path(__file__).with_name("crash_runner.py")
-    command = [sys.executable, str(runner), "in-flight", str(tmp_path), kind]
+    command = [sys.executable, str(runner), work, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert "killed 3 times" in done.stdout
@@ -218,7 +257,7 @@ def test_where_no_more_files_may_be_opened_an_error_says_so(tmp_path: Path) -> N
     root = tmp_path / "index"
     Retriever.build(root, long_documents(10), encoder="bm25").close()
     with Retriever.open(root) as retriever:
-        for number in range(3):
+        for number in range(30):
             retriever.add([Document(f"more-{number}", "a few more words")])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = open_files()
@@ -248,7 +287,8 @@ def test_a_build_of_many_segments_holds_few_files_open(tmp_path: Path) -> None:
         most = max(most, len(open_files()))
 
     before = len(open_files())
-    with Retriever.build(tmp_path / "index", long_documents(12_000), memory=MEMORY, progress=watch) as retriever:
+    with Retriever.build(tmp_path / "index", long_documents(22_000), memory=MEMORY, progress=watch) as retriever:
         segments = len(retriever._snapshot.segments)  # type: ignore[union-attr]
-    assert segments > 4
-    assert most - before < 2 * segments + 20
+        assert len(open_files()) - before <= segments
+    assert Manifest.read(tmp_path / "index").generation > 17
+    assert most - before < 20

@@ -19,10 +19,11 @@ from typing import Any
 import ir_measures
 import numpy as np
 import pytest
+from hashing import HashEncoder
 from models import make_dense
 from scipy import sparse
 
-from retrievers import LexicalEncoder, Retriever
+from retrievers import Document, LexicalEncoder, Retriever
 from retrievers.queries import read_queries
 
 COMMAND = [sys.executable, "-m", "retrievers"]
@@ -291,6 +292,21 @@ def test_documents_come_from_standard_input_and_named_columns(tmp_path: Path) ->
         ]
 
 
+def test_info_tells_how_thoroughly_an_index_that_was_built_for_a_recall_searches(tmp_path: Path) -> None:
+    documents = [Document(f"d{n}", f"word{n % 89} word{n % 97} {n}") for n in range(700)]
+    with Retriever.build(tmp_path / "idx", documents, encoder=HashEncoder("dense"), index="hnsw(recall=0.95)") as built:
+        (segment,) = built._snapshot.segments  # type: ignore[union-attr]
+        settings = segment.index.settings  # type: ignore[attr-defined]
+    assert settings["recall"] >= 0.95
+    report = json.loads(succeed("index", "info", tmp_path / "idx", "--json"))
+    assert (report["index"], report["settings"]) == ("hnsw(recall=0.95)", [settings])
+    told = succeed("index", "info", tmp_path / "idx")
+    (line,) = [line for line in told.splitlines() if line.startswith("settings ")]
+    parts = dict(part.rsplit(" ", 1) for part in line.removeprefix("settings").strip().split(", "))
+    assert {name: float(value) for name, value in parts.items()} == settings
+    assert {"m", "ef_construction", "ef_search", "recall", "recall_queries"} <= parts.keys()
+
+
 def test_workers_build_and_encode_the_same(tmp_path: Path) -> None:
     values = [{"id": f"d{n}", "text": f"number {n} of many documents about {n % 7} things"} for n in range(300)]
     source = jsonl(tmp_path / "docs.jsonl", values)
@@ -303,7 +319,12 @@ def test_workers_build_and_encode_the_same(tmp_path: Path) -> None:
         assert one.files == two.files
         assert all(one[name].tobytes() == two[name].tobytes() for name in one.files)
     assert (tmp_path / "idx1" / "manifest.json").read_bytes() == (tmp_path / "idx2" / "manifest.json").read_bytes()
+    more = jsonl(tmp_path / "more.jsonl", [{**value, "id": f"more {value['id']}"} for value in values])
+    for count in (1, 2):
+        assert "added 300 documents" in succeed("index", "add", tmp_path / f"idx{count}", more, "--workers", count)
+    assert (tmp_path / "idx1" / "manifest.json").read_bytes() == (tmp_path / "idx2" / "manifest.json").read_bytes()
     assert run("index", "build", source, "-o", tmp_path / "new", "--workers", 0).returncode == 2
+    assert run("index", "add", tmp_path / "idx1", more, "--workers", 0).returncode == 2
 
 
 def test_queries_from_standard_input(small: Path) -> None:

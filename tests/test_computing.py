@@ -91,7 +91,9 @@ def test_vectors_are_those_of_float32_nearly(
         assert np.abs(plain(found) - plain(wanted)).max() > 0, "the numbers are those that were asked for"
     reference = encoder.reference()
     assert (reference["backend"], reference["dtype"]) == (backend, dtype)
-    assert open_neural(reference, tmp_path, device="cpu").fingerprint == encoder.fingerprint
+    opened = open_neural(reference, tmp_path, device="cpu", workers=2)
+    assert opened.fingerprint == encoder.fingerprint
+    assert opened.neural._count == 2
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("torch", "int8"), ("torch", "bfloat16"), ("openvino", "int8")])

@@ -72,6 +72,17 @@ def test_an_index_is_the_same_file_by_file(tmp_path: Path) -> None:
     assert len(records[0]) > 1
 
 
+def test_what_is_added_is_encoded_by_the_processes_that_were_asked_for(tmp_path: Path) -> None:
+    Retriever.build(tmp_path, [Document("first", "a text")]).close()
+    with Retriever.open(tmp_path, workers=2) as retriever:
+        retriever.add(Document(f"d{at}", text) for at, text in enumerate(texts(1024)))
+        encoder = retriever.encoder
+        assert isinstance(encoder, LexicalEncoder)
+        assert encoder._pool is not None
+        assert len(encoder._pool._pool) == 2
+        encoder.close()
+
+
 def test_a_process_that_ends_is_a_typed_error_and_the_next_call_begins_anew(two: LexicalEncoder) -> None:
     wanted = LexicalEncoder().encode_document(texts(500))
     two.encode_document(texts(500))

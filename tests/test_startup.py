@@ -23,8 +23,9 @@ before = set(sys.modules)
 import retrievers
 alone = [name for name in sys.modules if name.split(".")[0] not in sys.stdlib_module_names and name not in before]
 from retrievers import Retriever
-heavy = [name for name in ("torch", "faiss", "scipy", "tokenizers", "rich", "typer") if name in sys.modules]
-print(json.dumps({"alone": alone, "heavy": heavy}))
+heavy = [name for name in ("torch", "faiss", "scipy", "tokenizers", "filelock", "rich", "typer") if name in sys.modules]
+writing = [name for name in ("retrievers.writer", "concurrent.futures", "logging", "zipfile") if name in sys.modules]
+print(json.dumps({"alone": alone, "heavy": heavy, "writing": writing}))
 """
 _SEARCH = """
 import json, sys
@@ -59,6 +60,7 @@ def test_the_package_imports_nothing_and_the_retriever_nothing_heavy() -> None:
     found = run(_IMPORT)
     assert found["alone"] == ["retrievers"]
     assert found["heavy"] == []
+    assert found["writing"] == []
 
 
 @pytest.mark.parametrize(

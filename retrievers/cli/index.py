@@ -94,6 +94,7 @@ def add(
     memory: options.Memory = options.DEFAULT_MEMORY,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    workers: options.Workers = None,
     id_field: options.IdField = None,
     text_field: options.TextField = None,
     title_field: options.TitleField = None,
@@ -111,7 +112,7 @@ def add(
 
     found = documents(source, id_field, text_field, title_field, metadata_field, delimiter)
     started = time.monotonic()
-    with Meter("adding", total=count_documents(source)) as meter, _open(index, device, dtype) as retriever:
+    with Meter("adding", total=count_documents(source)) as meter, _open(index, device, dtype, workers) as retriever:
         added = retriever.add(found, memory=limit, progress=meter)
         count = len(retriever)
     seconds = time.monotonic() - started
@@ -238,10 +239,10 @@ def verify(index: options.Index) -> None:
     typer.echo(f"{index} is sound: {options.counted(manifest.documents)}, {options.print_size(size)}")
 
 
-def _open(index: Path, device: str | None = None, dtype: str | None = None) -> Retriever:
+def _open(index: Path, device: str | None = None, dtype: str | None = None, workers: int | None = None) -> Retriever:
     from retrievers.retriever import Retriever
 
-    return Retriever.open(index, device=device, dtype=dtype)
+    return Retriever.open(index, device=device, dtype=dtype, workers=workers or 1)
 
 
 def _stopped(output: Path) -> int:

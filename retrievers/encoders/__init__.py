@@ -186,7 +186,7 @@ def opens_quickly(stored: dict[str, Any]) -> bool:
 
 
 def open_encoder(
-    stored: dict[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
+    stored: dict[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None, workers: int = 1
 ) -> Encoder:
     """The encoder that an index was built with.
 
@@ -201,11 +201,11 @@ def open_encoder(
     if stored["kind"] == "lexical":
         from retrievers.encoders.lexical import LexicalEncoder
 
-        encoder: Encoder = LexicalEncoder.from_reference(reference)
+        encoder: Encoder = LexicalEncoder.from_reference(reference, workers=workers)
     else:
         from retrievers.encoders.model import open_neural
 
-        encoder = open_neural(reference, folder, device=device, dtype=dtype)
+        encoder = open_neural(reference, folder, device=device, dtype=dtype, workers=workers)
     check_same(encoder, stored)
     return encoder
 

@@ -141,8 +141,8 @@ class LexicalEncoder:
         return {"encoder": NAME, **self._options(), **versions}
 
     @classmethod
-    def from_reference(cls, reference: Mapping[str, Any]) -> LexicalEncoder:
-        """The encoder that gave this :meth:`reference`.
+    def from_reference(cls, reference: Mapping[str, Any], *, workers: int = 1) -> LexicalEncoder:
+        """The encoder that gave this :meth:`reference`, with so many processes for documents.
 
         Raises SpecError where it is not a reference of this encoder, and EncoderMismatchError where it was made with
         another tokenizer or stemmer, whose terms this installation would not meet.
@@ -151,7 +151,7 @@ class LexicalEncoder:
         name, tokenizer, stemmer = (values.pop(key, None) for key in ("encoder", "tokenizer", "stemmer"))
         if name != NAME or values.keys() != _DEFAULTS.keys():
             raise SpecError(f"{dict(reference)!r} is no reference of the lexical encoder")
-        encoder = cls(**values)
+        encoder = cls(**values, workers=workers)
         if tokenizer != tokens.VERSION:
             raise EncoderMismatchError(
                 f"the encoder was saved with version {tokenizer} of the tokenizer, this is version {tokens.VERSION}: "
@@ -238,9 +238,14 @@ class LexicalEncoder:
     def _encode(self, texts: Sequence[str]) -> csr_matrix[np.float32]:
         if isinstance(texts, str):
             raise EncoderError("expected a list of texts, got a single string: write encode_query([text])")
+        lookup = self._columns.__getitem__
+        if len(texts) == 1:  # a question: putting blocks together would take longer than all else
+            _check_text(0, texts[0])
+            words = self._words(texts[0])
+            if len(words) <= _SHORT:
+                return csr(*_count_few(list(map(lookup, words))), COLUMNS)
         blocks: list[_Block] = []
         columns, lengths = array("q"), array("q")
-        lookup = self._columns.__getitem__
         for number, text in enumerate(texts):
             _check_text(number, text)
             before = len(columns)
@@ -280,15 +285,18 @@ def _check_text(number: int, text: object) -> None:
         raise EncoderError(f"text {number} is a {type(text).__name__}, not a string")
 
 
+def _count_few(columns: Sequence[int]) -> _Block:
+    """The same as :func:`_count` of one short text."""
+    few: dict[int, int] = {}
+    for each in columns:
+        few[each] = few.get(each, 0) + 1
+    few.pop(_STOP, None)
+    terms = sorted(few)
+    return np.array([few[term] for term in terms], np.float32), np.array(terms, np.int64), np.array([len(terms)])
+
+
 def _count(columns: array[int], lengths: array[int]) -> _Block:
     """From the columns of words, text after text, to values, columns and number of terms of each text's vector."""
-    if len(lengths) == 1 and len(columns) <= _SHORT:
-        few: dict[int, int] = {}
-        for each in columns:
-            few[each] = few.get(each, 0) + 1
-        few.pop(_STOP, None)
-        terms = sorted(few)
-        return np.array([few[term] for term in terms], np.float32), np.array(terms, np.int64), np.array([len(terms)])
     flat = np.array(columns, dtype=np.int64)
     rows = np.repeat(np.arange(len(lengths), dtype=np.int64), np.array(lengths, dtype=np.int64))
     kept = flat != _STOP

@@ -474,7 +474,12 @@ def load_model_encoder(
 
 
 def open_neural(
-    reference: Mapping[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
+    reference: Mapping[str, Any],
+    folder: Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    workers: int = 1,
 ) -> DenseEncoder | SparseEncoder | MultiVectorEncoder:
     """The encoder that ``reference()`` described and ``save_query_side(folder)`` stored.
 
@@ -487,10 +492,15 @@ def open_neural(
     if reference.get("table"):
         from retrievers.encoders.sparse import SparseEncoder
 
-        return SparseEncoder.open_stored(reference, folder, device=device, dtype=dtype)
+        return SparseEncoder.open_stored(reference, folder, device=device, dtype=dtype, workers=workers)
     languages = _given(language=reference.get("language"), query_language=reference.get("query_language"))
     encoder: DenseEncoder | SparseEncoder | MultiVectorEncoder = encoder_class(kind)(
-        source_of(reference, folder), device=device, dtype=dtype, revision=reference.get("revision"), **languages
+        source_of(reference, folder),
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        revision=reference.get("revision"),
+        **languages,
     )
     if reference.get("model") is None:
         encoder.neural.location = None  # its files belong to the index, which may be moved as a whole

@@ -119,7 +119,13 @@ class SparseEncoder:
 
     @classmethod
     def open_stored(
-        cls, reference: Mapping[str, Any], folder: Path, *, device: str | None = None, dtype: str | None = None
+        cls,
+        reference: Mapping[str, Any],
+        folder: Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        workers: int = 1,
     ) -> Self:
         """Open the query side that :meth:`save_query_side` wrote; the model is loaded when a document is encoded."""
         table = TokenTable.load(folder)
@@ -129,7 +135,13 @@ class SparseEncoder:
                 f"({str(reference.get('fingerprint'))[:12]}): restore the folder"
             )
         encoder = cls.__new__(cls)
-        encoder._options = {"device": device, "batch_size": 256, "dtype": dtype, "max_batch_tokens": None}
+        encoder._options = {
+            "device": device,
+            "batch_size": 256,
+            "dtype": dtype,
+            "max_batch_tokens": None,
+            "workers": workers,
+        }
         encoder._lock = threading.Lock()
         encoder._stored = (dict(reference), folder)
         encoder._neural = None
