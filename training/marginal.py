@@ -35,7 +35,8 @@ def marginalize_token(
     """
     weights, kept = _prepared(scores, log_probs, tokens, demonstrations)
     mixed = log_sum_exp(weights[:, :, None] + kept, 1)
-    return _where(tokens, mixed, 0.0).sum(-1)
+    found: Values = _where(tokens, mixed, 0.0).sum(-1)
+    return found
 
 
 def marginalize_sequence(
@@ -46,7 +47,8 @@ def marginalize_sequence(
     One demonstration stands behind the whole answer. Parameters and errors are those of :func:`marginalize_token`.
     """
     weights, kept = _prepared(scores, log_probs, tokens, demonstrations)
-    return log_sum_exp(weights + kept.sum(-1), 1)
+    found: Values = log_sum_exp(weights + kept.sum(-1), 1)
+    return found
 
 
 def retrieval_weights(scores: Values, demonstrations: Values | None = None) -> Values:
@@ -73,23 +75,28 @@ def retrieval_weights(scores: Values, demonstrations: Values | None = None) -> V
     empty = ~exist.any(-1)
     if bool(empty.any()):
         raise TrainingDataError(
-            f"example {int(_nonzero(empty)[0][0])} has no demonstration, all {scores.shape[1]} are masked: give it one row without "
-            "a demonstration, with any score"
+            f"example {int(_nonzero(empty)[0][0])} has no demonstration, all {scores.shape[1]} are masked: give it one row "
+            "without a demonstration, with any score"
         )
     cleaned = _where(exist, _where(exist, scores, 0.0), -float("inf"))
-    return cleaned - log_sum_exp(cleaned, 1)[:, None]
+    found: Values = cleaned - log_sum_exp(cleaned, 1)[:, None]
+    return found
 
 
 def log_sum_exp(values: Values, axis: int) -> Values:
     """``log(sum(exp(values)))`` over an axis, which goes; ``-inf``, with a gradient of 0, where all values are that."""
-    if isinstance(values, np.ndarray):
-        most = values.max(axis=axis, keepdims=True)
-        most = np.where(np.isfinite(most), most, 0.0).astype(values.dtype)
+    given: Any = values
+    found: Values
+    if isinstance(given, np.ndarray):
+        most = given.max(axis=axis, keepdims=True)
+        most = np.where(np.isfinite(most), most, 0.0).astype(given.dtype)
         with np.errstate(divide="ignore"):
-            return np.log(np.exp(values - most).sum(axis=axis)) + most.squeeze(axis)
-    dead = (values == -float("inf")).all(dim=axis, keepdim=True)
+            found = np.log(np.exp(given - most).sum(axis=axis)) + most.squeeze(axis)
+        return found
+    dead = (given == -float("inf")).all(dim=axis, keepdim=True)
     # torch's own gradient is NaN where all is -inf.
-    return values.masked_fill(dead, 0.0).logsumexp(dim=axis).masked_fill(dead.squeeze(axis), -float("inf"))
+    found = given.masked_fill(dead, 0.0).logsumexp(dim=axis).masked_fill(dead.squeeze(axis), -float("inf"))
+    return found
 
 
 def _prepared(scores: Any, log_probs: Any, tokens: Any, demonstrations: Any) -> tuple[Any, Any]:
