@@ -52,12 +52,13 @@ def make_model(kind: str, tokenizer: Any, *, width: int = 32, dropout: float = 0
                 vocab_size=size, d_model=width, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
                 decoder_attention_heads=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, dropout=dropout,
                 max_position_embeddings=128, pad_token_id=0, bos_token_id=2, eos_token_id=1, decoder_start_token_id=1,
+                init_std=0.1,
             )  # fmt: skip
             model = transformers.BartForConditionalGeneration(bart)
         else:
             gpt2 = transformers.GPT2Config(
                 vocab_size=size, n_embd=width, n_layer=2, n_head=2, n_positions=128, resid_pdrop=dropout,
-                embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=1, eos_token_id=1,
+                embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=1, eos_token_id=1, initializer_range=0.1,
             )  # fmt: skip
             model = transformers.GPT2LMHeadModel(gpt2)
     return model.eval()
