@@ -3,9 +3,9 @@
 Tasks are the labels of banking77 and clinc150 in groups (7 and 10 labels each, drawn once), snips, the coarse classes of
 trec-questions, nl2bash and text-to-sql; labels are written as text. A T5 from a configuration, of random weights, is
 meta-trained on most of them, then tuned on a few examples of each class of a held-out task, of which also its
-demonstrations come, and generates the labels of test questions. Both arms have the same model, examples, steps and seeds; the one without has one
-row an example, with demonstrations there are k. What is compared beside them: the label of the nearest demonstration by
-bm25, which a model that only copies would give.
+demonstrations come, and generates the labels of test questions. Both arms have the same model, examples, steps and seeds;
+the one without has one row an example, with demonstrations there are k. What is compared beside them: the label of the
+nearest demonstration by bm25, which a model that only copies would give.
 
 Run: RETRIEVERS_SHARED=... python benchmarks/demonstrations_meta.py [--seeds 0 1 2] [--steps 800] [--k 3]
 """

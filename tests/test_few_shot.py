@@ -98,6 +98,22 @@ def test_rows_are_written_in_the_form_of_unified_qa() -> None:
     assert written["gpt2"] == f"{demonstration} {question} context : what is it answer :"
 
 
+def test_a_causal_model_reads_prompt_and_answer_as_one_text() -> None:
+    """With GPT-2's own kind of tokens, in which a space belongs to the word after it."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_ = ByteLevelBPETokenizer()
+    bytes_.train_from_iterator(TEXTS, vocab_size=400, special_tokens=["<|endoftext|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_._tokenizer, eos_token="<|endoftext|>")
+    joiner = Joiner(tokenizer, causal=True)
+    [[(prompt, _)]] = joiner.join([(EXAMPLES[0], [Selected(EXAMPLES[20], 1.0)])])
+    [answer] = joiner.answers([EXAMPLES[0]])
+    text = f"question: {EXAMPLES[20].input} answer: green question: {EXAMPLES[0].input} answer: bright red"
+    assert tokenizer.decode([*prompt, *answer]) == f"{text}<|endoftext|>"
+    assert [*prompt, *answer[:-1]] == tokenizer(text)["input_ids"]
+
+
 def test_another_form_can_be_given() -> None:
     joiner, tokenizer = _joiner("t5", form=UnifiedQA(("answer", "question")))
     [[(ids, _)]] = joiner.join([(EXAMPLES[0], [])])
