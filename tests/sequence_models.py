@@ -1,13 +1,31 @@
-"""Tiny T5, BART and GPT-2 models, made of configurations, with a tokenizer made of the texts they read; no dropout."""
+"""Tiny T5, BART and GPT-2 models, made of configurations, with a tokenizer of the texts they read, and those texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from retrievers import Demonstration, DemonstrationBank, Selected
+from retrievers.training import Joiner, MetaTrainer
+from retrievers.training.few_shot import FewShotExample
+
 KINDS = ("t5", "bart", "gpt2")
+COLOURS = {
+    "bright red": ["apple", "blood", "rose", "tomato", "cherry"],
+    "green": ["grass", "leaf", "frog", "lime", "moss"],
+    "blue": ["sky", "sea", "jeans", "whale", "ink"],
+}
+SIZES = ["big", "tiny", "old"]
+EXAMPLES = [
+    Demonstration(f"{colour}/{thing}/{size}", "colours", f"{thing} that is {size}", colour)
+    for colour, things in COLOURS.items()
+    for thing in things
+    for size in SIZES
+]
+TEXTS = [f"question: {one.input} answer: {one.output} context: what is it" for one in EXAMPLES]
 
 
 def make_tokenizer(texts: Iterable[str], kind: str) -> Any:
@@ -62,3 +80,25 @@ def make_model(kind: str, tokenizer: Any, *, width: int = 32, dropout: float = 0
             )  # fmt: skip
             model = transformers.GPT2LMHeadModel(gpt2)
     return model.eval()
+
+
+def make_trainer(kind: str, bank: DemonstrationBank | None, *, dropout: float = 0.0, **options: Any) -> MetaTrainer:
+    tokenizer = make_tokenizer(TEXTS, kind)
+    model = make_model(kind, tokenizer, dropout=dropout)
+    return MetaTrainer(model, tokenizer, bank, **{"k": 3, "max_length": 64, "max_answer": 8, **options})
+
+
+def make_joiner(kind: str, **options: Any) -> tuple[Joiner, Any]:
+    tokenizer = make_tokenizer(TEXTS, kind)
+    return Joiner(tokenizer, causal=kind == "gpt2", **options), tokenizer
+
+
+def ragged(number: int) -> list[FewShotExample]:
+    """Examples with 0 to 3 demonstrations of uneven lengths, and answers of one or two words."""
+    found = []
+    for at in range(number):
+        one = replace(EXAMPLES[7 * at % len(EXAMPLES)], metadata={"context": "what is it"} if at % 2 else {})
+        near = [EXAMPLES[(11 * at + 5 * step + 1) % len(EXAMPLES)] for step in range(at % 4)]
+        near = [replace(each, input=f"{each.input} " * (1 + step)) for step, each in enumerate(near)]
+        found.append(FewShotExample(one, tuple(Selected(each, 2.5 - step) for step, each in enumerate(near))))
+    return found
