@@ -7,7 +7,7 @@ demonstrations come, and generates the labels of test questions. Both arms have 
 the one without has one row an example, with demonstrations there are k. What is compared beside them: the label of the
 nearest demonstration by bm25, which a model that only copies would give.
 
-Run: RETRIEVERS_SHARED=... python benchmarks/demonstrations_meta.py [--seeds 0 1 2] [--steps 800] [--k 3]
+Run: RETRIEVERS_SHARED=... python benchmarks/demonstrations_meta.py [--seeds 0 1 2] [--steps 800] [--k 0 3]
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800, help="steps of meta-training, of 16 examples each")
     parser.add_argument("--tuning", type=int, default=40, help="steps of tuning, of 16 examples each")
-    parser.add_argument("--k", type=int, default=3, help="demonstrations of an input")
+    parser.add_argument("--k", type=int, nargs="+", default=[0, 3], help="demonstrations of an input, of each arm")
     parser.add_argument("--shots", type=int, default=5, help="examples of each class of a held-out task")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -67,7 +67,8 @@ def main() -> None:
             )
             for name, (_, test) in held_out.items():
                 rows.setdefault((name, "nearest label"), []).append(_nearest(shots, test, name))
-            for arm, k in (("without", 0), (f"with {given.k}", given.k)):
+            for k in given.k:
+                arm = f"with {k}" if k else "without"
                 trainer = _trainer(tokenizer, memory, k, seed, given.width)
                 start = time.process_time()
                 run = trainer.meta_train(meta, Schedule(given.steps, 16, rate=given.rate), exponent=0.5)
