@@ -44,10 +44,14 @@ _OF_TORCH = {
     *(
         f"retrievers.training.{name}"
         for name in (
+            "answering",
             "examples",
+            "few_shot",
             "gradient_cache",
             "guard",
             "losses",
+            "meta",
+            "meta_checkpoints",
             "objective",
             "objectives",
             "processes",

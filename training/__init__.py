@@ -1,1 +1,44 @@
-"""Training: uses encoders, mines with a retriever; nothing below it imports it."""
+"""Training: uses encoders, mines with a retriever; nothing below it imports it.
+
+Names are loaded when they are first used: importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrievers.training.few_shot import FewShotCollator as FewShotCollator
+    from retrievers.training.few_shot import FewShotSet as FewShotSet
+    from retrievers.training.joining import Joiner as Joiner
+    from retrievers.training.joining import UnifiedQA as UnifiedQA
+    from retrievers.training.marginal import marginalize_sequence as marginalize_sequence
+    from retrievers.training.marginal import marginalize_token as marginalize_token
+    from retrievers.training.meta import MetaTrainer as MetaTrainer
+    from retrievers.training.schedule import Schedule as Schedule
+
+_HOMES = {
+    "FewShotCollator": "few_shot",
+    "FewShotSet": "few_shot",
+    "Joiner": "joining",
+    "MetaTrainer": "meta",
+    "Schedule": "schedule",
+    "UnifiedQA": "joining",
+    "marginalize_sequence": "marginal",
+    "marginalize_token": "marginal",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,4 +1,4 @@
-"""Batches of query rows, each a pure function of (seed, step): at random, by topic, or from one source.
+"""Batches of query rows, each a pure function of (seed, step): at random, by topic, from one source, or from many.
 
 A batch is the global one, of all processes together. It is drawn alike by each of them, and :func:`share` gives each its
 slice, so that what is trained on does not depend on how many there are, and a run that was stopped goes on without drawing
@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 Over = Literal["uniform", "proportional"]
 
 #: What draws are for: no two purposes of one seed share a stream.
-_TOPICS, _EPOCHS, _SOURCES = 1, 2, 3
+_TOPICS, _EPOCHS, _SOURCES, _MIXED = 1, 2, 3, 4
 
 
 class Batches(Protocol):
@@ -201,8 +201,6 @@ class SingleSourceBatches:
     def __init__(self, sources: NDArray[np.integer], size: int, *, exponent: float = 1.0, seed: int = 0) -> None:
         self.size = size
         _check_size(size, len(sources), "the list of sources")
-        if not 0 <= exponent < float("inf"):
-            raise TrainingDataError(f"exponent is {exponent}: give 0 (uniform) to 1 (proportional), or more")
         self._by_source = _groups(sources, "source")
         for rows in self._by_source:
             if len(rows) < size:
@@ -210,9 +208,7 @@ class SingleSourceBatches:
                     f"source {sources[rows[0]]} has {len(rows)} queries, fewer than a batch of {size}: leave it out, join "
                     "it to another, or make the batches smaller"
                 )
-        logs = exponent * np.log([len(rows) for rows in self._by_source])
-        weights = np.exp(logs - logs.max())
-        self._until = np.cumsum(weights / weights.sum())
+        self._until = _shares(self._by_source, exponent)
         self._seed = seed
 
     def batch(self, step: int) -> Rows:
@@ -222,6 +218,43 @@ class SingleSourceBatches:
         drawn = min(int(np.searchsorted(self._until, draws.random(), side="right")), len(self._by_source) - 1)
         rows = self._by_source[drawn]
         return rows[draws.choice(len(rows), self.size, replace=False)]
+
+
+class MixedBatches:
+    """Batches of many sources: the source of every query is drawn anew.
+
+    ``sources`` and ``exponent`` are as in :class:`SingleSourceBatches`, and so are the errors, but that a source may be small:
+    where all its queries are in the batch already, another one is drawn.
+    """
+
+    def __init__(self, sources: NDArray[np.integer], size: int, *, exponent: float = 1.0, seed: int = 0) -> None:
+        self.size = size
+        _check_size(size, len(sources), "the list of sources")
+        self._by_source = _groups(sources, "source")
+        self._until = _shares(self._by_source, exponent)
+        self._seed = seed
+
+    def batch(self, step: int) -> Rows:
+        """The query rows of a step, int64 ``[size]``; see :class:`Batches`."""
+        _check_step(step)
+        draws = generator(self._seed, _MIXED, step)
+        taken: dict[int, None] = {}
+        while len(taken) < self.size:
+            drawn = np.searchsorted(self._until, draws.random(self.size - len(taken)), side="right")
+            for source in np.minimum(drawn, len(self._by_source) - 1).tolist():
+                rows = self._by_source[source]
+                # One that is in the batch already changes nothing, and is drawn again.
+                taken[int(rows[draws.integers(len(rows))])] = None
+        return np.array(list(taken), np.int64)
+
+
+def _shares(by_source: list[Rows], exponent: float) -> NDArray[np.float64]:
+    """Up to where in [0, 1] each source reaches, with its size to the power ``exponent`` as its share."""
+    if not 0 <= exponent < float("inf"):
+        raise TrainingDataError(f"exponent is {exponent}: give 0 (uniform) to 1 (proportional), or more")
+    logs = exponent * np.log([len(rows) for rows in by_source])
+    weights = np.exp(logs - logs.max())
+    return np.asarray(np.cumsum(weights / weights.sum()), np.float64)
 
 
 def _groups(numbers: NDArray[np.integer], what: str) -> list[Rows]:

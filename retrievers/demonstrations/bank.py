@@ -17,10 +17,9 @@ from retrievers.documents import Document
 from retrievers.encoders import Encoder
 from retrievers.errors import DemonstrationError
 from retrievers.queries import check_count
-from retrievers.retriever import Retriever
+from retrievers.retriever import DEFAULT_MEMORY, Progress, Retriever
 from retrievers.specs import Spec
 from retrievers.training.near_duplicates import NearTexts, normal_form
-from retrievers.writer import DEFAULT_MEMORY, Progress
 
 NEAR = 0.8
 """From this Jaccard coefficient of character trigrams on, two inputs are near-duplicates."""
