@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from retrievers.indexes.manifest import SegmentRecord
-from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.segments import Segment, merge_segments
 from retrievers.indexes.store import Entry
 from retrievers.specs import Spec
@@ -22,6 +21,10 @@ from retrievers.vectors import Kind, Vectors
 
 FEW = 4
 """Segments that a finished build may have without being merged."""
+
+# What a merge takes in memory for each byte of index files: the new index, and in most kinds the parts that it is put
+# together from, or a graph and a copy of the vectors beside it. A plaid index gathers its vectors in a file.
+_TAKEN = {"flat": 1.25, "maxsim": 1.25, "plaid": 0.5}
 
 _FOLDED = 16
 _LIKE = 4  # how much larger the largest of some segments of like size may be than the smallest
@@ -57,13 +60,9 @@ class Growing(Protocol):
 
 
 def taken(record: SegmentRecord, spec: Spec) -> float:
-    """Bytes of memory that this segment takes while it is merged with others.
-
-    The documents stream. Of what is indexed the new index is put together in memory, in some kinds from parts that are held
-    beside it; a plaid index gathers its vectors in a file.
-    """
+    """Bytes of memory that this segment takes while it is merged with others; its documents stream."""
     size = sum(file.size for name, file in record.files.items() if name.startswith("index/"))
-    return (0.5 if spec.name in PlaidIndex.PARAMETERS else 2.5) * size
+    return _TAKEN.get(spec.name, 2.5) * size
 
 
 def due(sizes: Sequence[float], limit: float) -> int:

@@ -67,9 +67,9 @@ class TokenTable:
             encodings = self.tokenizer.encode_batch(prompted, add_special_tokens=False)
         kept: list[NDArray[np.int64]] = []
         for encoding in encodings:
-            columns = np.unique(np.asarray(encoding.ids, dtype=np.int64))
+            columns = np.array(sorted(set(encoding.ids)), np.int64)  # of a question: a third of np.unique's time
             kept.append(columns[self.weights[columns] > 0])
-        indices = np.concatenate([np.zeros(0, np.int64), *kept])
+        indices = kept[0] if len(kept) == 1 else np.concatenate([np.zeros(0, np.int64), *kept])
         lengths = np.array([len(columns) for columns in kept], dtype=np.int64)
         data = self.weights[indices]
         if self.similarity == "cosine" and len(data):
