@@ -3,7 +3,10 @@
 #include "_kernels.h"
 
 static PyMethodDef methods[] = {
+    {"dense_best", dense_best, METH_VARARGS, "The best of the rows that were proposed for every query."},
     {"dense_offer", dense_offer, METH_VARARGS, "The best rows of every query out of a block of scores."},
+    {"dense_scan", dense_scan, METH_VARARGS, "The best of all rows, or of those in a bitmap, of every query."},
+    {"dense_scores", dense_scores, METH_VARARGS, "Inner products in float64."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
     {"inverted_prepare", inverted_prepare, METH_VARARGS, "Room for what searches keep of postings."},

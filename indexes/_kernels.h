@@ -44,7 +44,10 @@ static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
 #define LOAD_ACQUIRE(at) (*(const volatile uint8_t *)(at))
 #endif
 
+PyObject *dense_best(PyObject *module, PyObject *arguments);
 PyObject *dense_offer(PyObject *module, PyObject *arguments);
+PyObject *dense_scan(PyObject *module, PyObject *arguments);
+PyObject *dense_scores(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);

@@ -11,6 +11,7 @@ and Long, 2024 (without its random rotation, which on vectors of MiniLM costs ti
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from retrievers.errors import IndexDamagedError, SpecError
 from retrievers.indexes.bitmaps import Bitmap, cardinality
 from retrievers.indexes.exact import StoredVectors, import_faiss
 from retrievers.indexes.parameters import AUTO, AnyParameter, Fraction, Parameter
-from retrievers.indexes.signs import SignCodes
+from retrievers.indexes.signs import SignCodes, nearest
 from retrievers.specs import Spec, Value
 
 TUNED = ("ef_search", "nprobe", "candidates")
@@ -146,33 +147,47 @@ def propose(
     """``count`` candidates for each query, int64 ``[queries, count]``, -1 where there are fewer."""
     if isinstance(index, SignCodes):
         return index.propose(queries, count, live)
-    faiss = import_faiss()
-    options = {} if live is None else {"sel": faiss.IDSelectorBitmap(np.ascontiguousarray(live))}
+    selector = None if live is None else import_faiss().IDSelectorBitmap(np.ascontiguousarray(live))
     if "ef_search" in chosen:
         effort = max(chosen["ef_search"], count)
         if live is not None:  # the deleted are visited as well
             effort = effort * index.ntotal // max(1, cardinality(live))
-        parameters = faiss.SearchParametersHNSW(efSearch=effort, **options)
+        parameters = _parameters("SearchParametersHNSW", "efSearch", effort, selector)
     elif "nlist" in chosen:
-        return _from_lists(index, chosen, queries, count, options)
+        parameters = _parameters("SearchParametersIVF", "nprobe", chosen["nprobe"], selector)
+        if len(queries) > _TOGETHER:
+            return _from_lists(index, chosen["nprobe"], queries, count, parameters)
     else:
-        parameters = faiss.SearchParameters(**options)
-    rows: NDArray[np.int64] = index.search(queries, count, params=parameters)[1]
-    return rows
+        parameters = None if selector is None else import_faiss().SearchParameters(sel=selector)
+    return nearest(index, queries, count, np.float32, parameters)
+
+
+def _parameters(kind: str, name: str, value: int, selector: Any | None) -> Any:
+    return _unselective(kind, name, value) if selector is None else _made(kind, **{name: value}, sel=selector)
+
+
+@lru_cache(
+    maxsize=64
+)  # making them takes as long as walking through some twenty nodes of a graph; searches only read them
+def _unselective(kind: str, name: str, value: int) -> Any:
+    return _made(kind, **{name: value})
+
+
+def _made(kind: str, **options: Any) -> Any:
+    return getattr(import_faiss(), kind)(**options)
 
 
 def _from_lists(
-    index: Any, chosen: Mapping[str, int], queries: NDArray[np.float32], count: int, options: dict[str, Any]
+    index: Any, probes: int, queries: NDArray[np.float32], count: int, parameters: Any
 ) -> NDArray[np.int64]:
     faiss = import_faiss()
-    coarse, probes = index.quantizer, chosen["nprobe"]
+    coarse = index.quantizer
     found = [coarse.search(queries[at : at + _TOGETHER], probes) for at in range(0, len(queries), _TOGETHER)]
     nearness = np.concatenate([nearness for nearness, _ in found])
     lists = np.concatenate([lists for _, lists in found])
     scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
     queries, lists, nearness, scores, rows = map(np.ascontiguousarray, (queries, lists, nearness, scores, rows))
     pointers = [faiss.swig_ptr(array) for array in (lists, nearness, scores, rows)]
-    parameters = faiss.SearchParametersIVF(nprobe=probes, **options)
     index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, parameters)
     return rows
 

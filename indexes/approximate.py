@@ -131,7 +131,7 @@ class ApproximateIndex:
         count = self._candidates(k)
         if allowed is not None or self._index is None or count >= permitted or permitted * _SCANNED < self.size:
             return self._stored.scan(queries, k, mask)
-        values, _ = self._stored.check_queries(queries)
+        values = self._stored.check_queries(queries)
         found = nothing(0)
         step = max(1, _PAIRS // count)
         for first in range(0, len(values), step):
@@ -157,11 +157,9 @@ class ApproximateIndex:
         if self._tuned is not None and k > DEPTH and "ef_search" in chosen:
             chosen = {**chosen, "ef_search": -(-chosen["ef_search"] * k // DEPTH)}
         rows = accelerators.propose(self._index, chosen, queries, count, mask)
-        proposed = rows >= 0
-        enough = proposed.sum(axis=1) >= min(k, permitted)
-        proposed &= enough[:, None]
-        found = self._stored.rescore(queries, np.nonzero(proposed)[0], rows[proposed], k)
-        short = np.flatnonzero(~enough)
+        best = self._stored.best(queries, rows, min(k, count))
+        found = best.found()
+        short = np.flatnonzero(best.counts < min(k, permitted))
         if len(short):
             place(found, short, self._stored.scan(queries[short], k, mask))
         return found

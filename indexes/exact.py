@@ -3,7 +3,8 @@
 Matrix products round differently from batch to batch, from machine to machine and from one thread count to another.
 They are therefore only trusted to within their rounding error (Higham, "Accuracy and Stability of Numerical
 Algorithms", 2002, section 3.1): rows whose fast score comes within that of the ``k``-th best are scored again, each
-pair on its own in float64, and ranked by that score, rounded to float32, and by ascending row.
+pair on its own in float64, and ranked by that score, rounded to float32, and by ascending row. Few queries are not worth
+a product of matrices: a kernel compares row by row, and does the same.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, MissingDependencyError, QueryError, VectorError
 from retrievers.indexes import bitmaps, kernels
+from retrievers.indexes._dense_numpy import NO_ROW, NO_SCORE
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.protocol import Found
@@ -36,9 +38,8 @@ UNIT = 2.0**-24
 _FILE = "vectors.npy"
 _LONGEST_SCORE = 1e37  # far enough below the end of float32 that no sum on the way overflows
 _PAIRS = 1 << 22  # candidates that are held at a time
-_RESCORED = 1 << 15  # numbers that are multiplied at a time while scoring again: they stay in the cache
 _CHUNK = 1 << 15  # rows that are copied at a time
-_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than comparing row by row, as FAISS does it
+_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than comparing row by row
 _TOGETHER = 4096  # rows that are multiplied at a time,
 _CELLS = 1 << 22  # as long as there are no more products than this
 _MOST_QUERIES = 4096  # that are searched at a time
@@ -116,6 +117,25 @@ def longest(blocks: Iterator[NDArray[np.float32]], dimension: int) -> float:
     return float(np.sqrt(most * (1 + (dimension + 8) * UNIT) + dimension * 1e-37))
 
 
+class Best(NamedTuple):
+    """What the kernels found: the first ``counts[i]`` places of ``rows[i]`` (int64) and ``scores[i]`` (float32)."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def room(cls, queries: int, k: int) -> Best:
+        return cls(np.empty((queries, k), np.int64), np.empty((queries, k), np.float32), np.empty(queries, np.int64))
+
+    def found(self) -> Found:
+        counts = self.counts.tolist()
+        return Found(
+            [rows[:count] for rows, count in zip(self.rows, counts, strict=True)],
+            [scores[:count] for scores, count in zip(self.scores, counts, strict=True)],
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class StoredVectors:
     """Vectors, float32 ``[n, dim]``, an upper bound of their lengths, and where they lie, for messages."""
@@ -173,71 +193,78 @@ class StoredVectors:
         if not longest(_blocks(self.values), dimension) <= self.longest * (1 + 2 * (dimension + 8) * UNIT):
             raise self._damaged("vectors that are not what was written")
 
-    def check_queries(self, queries: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Queries and their lengths; VectorError for those that no search could answer."""
+    def check_queries(self, queries: Vectors) -> NDArray[np.float32]:
+        """The queries, contiguous; VectorError for those that no search could answer."""
+        dimension = self.values.shape[1]
+        if isinstance(queries, np.ndarray) and queries.shape == (1, dimension) and queries.dtype == np.float32:
+            alone: NDArray[np.float32] = np.ascontiguousarray(queries)
+            # Neither NaN nor infinity gets through, nor anything so long that its square is beyond float32.
+            if float(np.dot(alone[0], alone[0])) * self.longest < _LONGEST_SCORE and self.longest < _LONGEST_SCORE:
+                return alone
         values = _dense(queries)
-        if values.shape[1] != self.values.shape[1]:
+        if values.shape[1] != dimension:
             raise VectorError(
-                f"the queries have {values.shape[1]} dimensions, and the index holds {self.values.shape[1]}: "
+                f"the queries have {values.shape[1]} dimensions, and the index holds {dimension}: "
                 "search with the encoder that the index was built with"
             )
-        lengths: NDArray[np.float64] = np.sqrt(np.multiply(values, values, dtype=np.float64).sum(axis=1))
-        if len(lengths) and not lengths.max() * self.longest < _LONGEST_SCORE:
+        most = float(_lengths(values).max(initial=0))
+        if not most * self.longest < _LONGEST_SCORE:
             raise VectorError(
-                f"a query of length {lengths.max():.3g} and vectors of up to {self.longest:.3g} have inner products "
+                f"a query of length {most:.3g} and vectors of up to {self.longest:.3g} have inner products "
                 "that float32 cannot hold: normalise the vectors"
             )
-        return values, lengths
+        return values
 
     def scan(self, queries: Vectors, k: int, mask: Bitmap | None = None) -> Found:
         """The best ``k`` of all rows, or of those in ``mask``, for queries float32 ``[queries, dim]``."""
-        values, lengths = self.check_queries(queries)
+        values = self.check_queries(queries)
         permitted = len(self.values) if mask is None else bitmaps.cardinality(mask)
         if permitted == len(self.values):
             mask = None
-        found = Found([], [])
         k = min(k, permitted)
-        step = max(1, min(_MOST_QUERIES, _PAIRS // (fetched(k, permitted) or 1)))
+        if not k:
+            return nothing(len(values))
+        if len(values) < _MULTIPLIED:
+            best = Best.room(len(values), k)
+            mask = None if mask is None else np.ascontiguousarray(mask)
+            self._expect(kernels.dense_scan(self.values.shape[1], self._quickest, self.longest, values, mask, *best))
+            return best.found()
+        found = Found([], [])
+        step = max(1, min(_MOST_QUERIES, _PAIRS // fetched(k, permitted)))
         for first in range(0, len(values), step):
-            some = values[first : first + step]
-            best = self._scan(some, lengths[first : first + step], k, permitted, mask) if k else nothing(len(some))
-            found.rows.extend(best.rows)
-            found.scores.extend(best.scores)
+            best_of_some = self._scan(values[first : first + step], k, permitted, mask)
+            found.rows.extend(best_of_some.rows)
+            found.scores.extend(best_of_some.scores)
         return found
 
-    def rescore(
-        self, queries: NDArray[np.float32], numbers: NDArray[np.int64], rows: NDArray[np.int64], k: int
-    ) -> Found:
-        """The best ``k`` of given candidates for each query: pair ``i`` is query ``numbers[i]`` and ``rows[i]``."""
-        return ranked(len(queries), numbers, rows, self._scores(queries, numbers, rows), k)
+    def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Best:
+        """The best ``k`` of the rows proposed for each query, int64 ``[queries, proposed]``, of which -1 stands for none."""
+        best = Best.room(len(queries), k)
+        self._expect(kernels.dense_best(self.values.shape[1], self._quickest, queries, rows, *best))
+        return best
 
     def _scores(
         self, queries: NDArray[np.float32], numbers: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """The score of each pair, computed for itself alone."""
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.values):
-            raise self._damaged("fewer vectors than its index names")
-        values, scores = self._quickest, np.empty(len(rows), np.float32)
-        step = max(1, _RESCORED // self.values.shape[1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            for first in range(0, len(rows), step):
-                at = slice(first, first + step)
-                products = values[rows[at]].astype(np.float64)
-                products *= queries[numbers[at]]
-                scores[at] = products.sum(axis=1)
-        if not np.isfinite(scores).all():
-            raise self._damaged("NaN, infinity or a number that was not written there")
+        scores = np.empty(len(rows), np.float32)
+        numbers, rows = np.ascontiguousarray(numbers), np.ascontiguousarray(rows)
+        self._expect(kernels.dense_scores(self.values.shape[1], self._quickest, queries, numbers, rows, scores))
         return scores
 
-    def _scan(
-        self, queries: NDArray[np.float32], lengths: NDArray[np.float64], k: int, permitted: int, mask: Bitmap | None
-    ) -> Found:
+    def _expect(self, outcome: int) -> None:
+        if outcome == NO_ROW:
+            raise self._damaged("fewer vectors than its index names")
+        if outcome == NO_SCORE:
+            raise self._damaged("NaN, infinity or a number that was not written there")
+
+    def _scan(self, queries: NDArray[np.float32], k: int, permitted: int, mask: Bitmap | None) -> Found:
         fetch = fetched(k, permitted)
         scores, rows = self._nearest(queries, fetch, permitted, mask)
-        if rows.min(initial=0) < 0 or not np.isfinite(scores).all():  # FAISS passes over NaN
+        if rows.min(initial=0) < 0 or not np.isfinite(scores).all():
             raise self._damaged("NaN")
         dimension = self.values.shape[1]
-        error = (dimension + 8) * UNIT * lengths * self.longest + dimension * 2.0**-126
+        error = (dimension + 8) * UNIT * _lengths(queries) * self.longest + dimension * 2.0**-126
 
         def score(numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
             return self._scores(queries, numbers, rows)
@@ -252,8 +279,6 @@ class StoredVectors:
         self, queries: NDArray[np.float32], fetch: int, permitted: int, mask: Bitmap | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The ``fetch`` best rows by fast score, best first; -1 for what could not be compared."""
-        if len(queries) < _MULTIPLIED:
-            return knn(queries, self._quickest, fetch, mask)
         if len(queries) >= _MANY and self.values.nbytes <= _MOST_RESIDENT:
             _ = self._resident
         if mask is not None and 2 * permitted < len(self.values):
@@ -352,33 +377,16 @@ def nothing(queries: int) -> Found:
     return Found([rows] * queries, [scores] * queries)
 
 
-def knn(
-    queries: NDArray[np.float32], block: NDArray[np.float32], k: int, mask: Bitmap | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """FAISS' exhaustive search over an array as it lies, without copying it; -1 where fewer than ``k`` are found."""
-    faiss = import_faiss()
-    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    pointers = [faiss.swig_ptr(array) for array in (queries, block, scores, rows)]
-    sizes = block.shape[1], len(queries), len(block), k
-    threads = faiss.omp_get_max_threads()
-    # FAISS cannot share one query out among threads; allowed several it multiplies matrices, in three times the time.
-    faiss.omp_set_num_threads(1 if len(queries) == 1 else threads)  # of this Python thread alone
-    try:
-        if mask is None:
-            faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:])
-        else:
-            mask = np.ascontiguousarray(mask)
-            faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:], faiss.IDSelectorBitmap(mask))
-    finally:
-        faiss.omp_set_num_threads(threads)
-    return scores, rows
-
-
 def _dense(vectors: Vectors) -> NDArray[np.float32]:
     if not isinstance(vectors, np.ndarray):
         raise VectorError(f"dense vectors must be a float32 array [n, dim]; got {type(vectors).__name__}")
     check(vectors, "dense", vectors.shape[0] if vectors.ndim else 0)
     return np.ascontiguousarray(vectors)
+
+
+def _lengths(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.sqrt(np.multiply(values, values, dtype=np.float64).sum(axis=1))
+    return lengths
 
 
 def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -58,6 +58,15 @@ inverted_count: Callable[..., None] = _inverted.inverted_count
 dense_offer: Callable[..., None] = _dense.dense_offer
 """The best rows of every query out of a block of scores; see :func:`retrievers.indexes._dense_numpy.dense_offer`."""
 
+dense_scores: Callable[..., int] = _dense.dense_scores
+"""The scores of pairs in float64; see :func:`retrievers.indexes._dense_numpy.dense_scores`."""
+
+dense_best: Callable[..., int] = _dense.dense_best
+"""The best of what was proposed; see :func:`retrievers.indexes._dense_numpy.dense_best`."""
+
+dense_scan: Callable[..., int] = _dense.dense_scan
+"""The best of all rows or of some; see :func:`retrievers.indexes._dense_numpy.dense_scan`."""
+
 maxsim_exact: Callable[..., bool] = _maxsim.maxsim_exact
 """The scores of pairs in float64; see :func:`retrievers.indexes._maxsim_numpy.maxsim_exact`."""
 

@@ -43,11 +43,11 @@ class SignCodes:
 
     def propose(self, queries: NDArray[np.float32], count: int, live: Bitmap | None) -> NDArray[np.int64]:
         """The ``count`` rows with the nearest codes for each query, int64 ``[queries, count]``; -1 where there are fewer."""
-        faiss = import_faiss()
-        options = {} if live is None else {"sel": faiss.IDSelectorBitmap(np.ascontiguousarray(live))}
-        codes = _encode(queries, self._centre)
-        rows: NDArray[np.int64] = self._codes.search(codes, count, params=faiss.SearchParameters(**options))[1]
-        return rows
+        parameters = None
+        if live is not None:
+            faiss = import_faiss()
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.ascontiguousarray(live)))
+        return nearest(self._codes, _encode(queries, self._centre), count, np.int32, parameters)
 
     def write(self, path: Path) -> None:
         """Write the codes to ``path``, and the centre beside it."""
@@ -76,6 +76,17 @@ class SignCodes:
                 f"{path.with_name(_CENTRE)} holds NaN or infinity: restore it, or build the index again"
             )
         return cls(centre, codes)
+
+
+def nearest(
+    index: Any, queries: NDArray[Any], count: int, distance: type[np.generic], parameters: Any
+) -> NDArray[np.int64]:
+    """The rows that a FAISS index finds for contiguous queries, int64 ``[queries, count]``; -1 where there are fewer."""
+    pointer, distances = import_faiss().swig_ptr, np.empty((len(queries), count), distance)
+    rows = np.empty((len(queries), count), np.int64)
+    # What index.search checks and copies first is known to be in order.
+    index.search_c(len(queries), pointer(queries), count, pointer(distances), pointer(rows), parameters)
+    return rows
 
 
 def _bits(dimension: int) -> int:

@@ -186,6 +186,65 @@ def run_offer(module: Any, case: dict[str, Any]) -> list[list[tuple[float, int]]
     ]
 
 
+def dense_case(seed: int) -> dict[str, Any]:
+    """Vectors, queries and proposed rows for the kernels in float64: ties everywhere or nowhere, numbers that no score holds."""
+    rng = np.random.default_rng(seed)
+    n, dimension = int(rng.choice([0, 1, 7, 64, 65, 200, 9000])), int(rng.choice([1, 7, 31, 32, 33, 64, 100]))
+    queries, k = int(rng.choice([0, 1, 2, 3])), int(rng.choice([1, 3, 20, 300]))
+    values = rng.standard_normal((n, dimension)) * rng.choice([1e-20, 1.0, 1e15])
+    if rng.random() < 0.4:
+        values = rng.integers(-2, 3, (n, dimension))
+    values = values.astype(np.float32)
+    longest = float(np.linalg.norm(values.astype(np.float64), axis=1).max(initial=0))
+    if n and rng.random() < 0.2:
+        values[rng.random(values.shape) < 0.01] = rng.choice([np.nan, np.inf, -np.inf])
+    rows = rng.integers(-1, n, (queries, int(rng.choice([0, 1, 63, 64, 150])))) if n else np.full((queries, 3), -1)
+    if rows.size and rng.random() < 0.1:
+        rows[rng.integers(len(rows)), rng.integers(rows.shape[1])] = rng.choice([-2, n, 2**62])
+    return {
+        "dimension": dimension,
+        "values": values,
+        "longest": longest,
+        "queries": rng.standard_normal((queries, dimension)).astype(np.float32),
+        "rows": rows,
+        "mask": None if rng.random() < 0.5 else pack(rng.random(n) < rng.choice([0.0, 0.01, 0.5, 1.0])),
+        "k": k,
+    }
+
+
+def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
+    """The outcomes of ``dense_scores``, ``dense_best`` and ``dense_scan``, and what they found where that is sound."""
+    dimension, values, longest, queries, rows, mask, k = case.values()
+    found: list[Any] = []
+    scores, count = np.zeros(rows.size, np.float32), len(queries)
+    numbers = np.repeat(np.arange(count), rows.shape[1])
+    outcome = module.dense_scores(dimension, values, queries, numbers, rows.ravel(), scores)
+    found.append((outcome, scores.tobytes() if outcome == 0 else b""))
+    for call in (
+        lambda best: module.dense_best(dimension, values, queries, rows, *best),
+        lambda best: module.dense_scan(dimension, values, longest, queries, mask, *best),
+    ):
+        best = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32), np.zeros(count, np.int64)
+        outcome = call(best)
+        each = [(best[0][at, :c].tolist(), best[1][at, :c].tobytes()) for at, c in enumerate(best[2].tolist())]
+        found.append((outcome, each if outcome == 0 else []))
+    return found
+
+
+def run_damaged_dense(module: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = dense_case(seed)
+    name = str(rng.choice(["values", "queries", "rows", "mask", "longest", "dimension"]))
+    value = case[name]
+    if isinstance(value, np.ndarray):
+        noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+        case[name] = [value[: rng.integers(len(value) + 1)], noise][rng.integers(2)]
+    elif value is not None:
+        case[name] = [np.nan, -1.0][rng.integers(2)] if name == "longest" else int(rng.choice([-1, 0, 2, 1 << 40]))
+    with contextlib.suppress(ValueError):
+        run_dense(module, case)
+
+
 def maxsim_case(seed: int) -> dict[str, Any]:
     """Arguments of ``maxsim_scores``: documents of no token and of many, queries too."""
     rng = np.random.default_rng(seed)
@@ -400,6 +459,9 @@ def run_everything(module: Any, seeds: range) -> None:
         exact = exact_case(seed)
         assert run_exact(module, exact) == run_exact(_maxsim_numpy, exact), f"seed {seed}"
         run_damaged_exact(module, seed)
+        dense = dense_case(seed)
+        assert run_dense(module, dense) == run_dense(_dense_numpy, dense), f"seed {seed}"
+        run_damaged_dense(module, seed)
         check_plaid(module, plaid_case(seed))
         run_damaged_plaid(module, seed)
         count = count_case(seed)

@@ -104,7 +104,6 @@ def test_a_search_holds_few_candidates_at_a_time_and_finds_the_same(monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(exact, "_PAIRS", 50)
             patch.setattr(exact, "_MOST_QUERIES", 7)
-            patch.setattr(exact, "_RESCORED", 40)
             patch.setattr("retrievers.indexes.approximate._PAIRS", 50)
             parts = index.search(queries, 10)
         assert [pairs(whole, at) for at in range(40)] == [pairs(parts, at) for at in range(40)]
@@ -281,10 +280,11 @@ def test_specifications_are_checked() -> None:
 
 
 def test_without_faiss_it_is_said_how_to_install_it(monkeypatch: Any) -> None:
-    index = FlatIndex.build(np.ones((3, 4), np.float32), FLAT)
+    vectors = np.ones((3, 4), np.float32)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDependencyError, match="pip install faiss-cpu"):
-        index.search(np.ones((1, 4), np.float32), 1)
+        ApproximateIndex.build(vectors, parse_index_spec("hnsw", "dense"))
+    assert FlatIndex.build(vectors, FLAT).search(vectors[:1], 1).rows[0].tolist() == [0]  # takes none
 
 
 def test_merging_needs_one_dimension() -> None:

@@ -22,6 +22,7 @@ from kernel_cases import (
     check_plaid,
     count_case,
     damaged_maxsim_case,
+    dense_case,
     exact_case,
     maxsim_case,
     offer_case,
@@ -30,10 +31,12 @@ from kernel_cases import (
     run,
     run_count,
     run_damaged,
+    run_damaged_dense,
     run_damaged_exact,
     run_damaged_maxsim,
     run_damaged_plaid,
     run_damaged_within,
+    run_dense,
     run_exact,
     run_maxsim,
     run_offer,
@@ -123,6 +126,51 @@ def test_the_best_of_blocks_equal_their_twin_and_sorting_everything(seed: int) -
         scores = case["scores"][rows, query]
         kept = scores > -np.inf
         assert best == sorted(zip((-scores[kept]).tolist(), rows[kept].tolist(), strict=True))[: case["k"]]
+
+
+@needs_compiled
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_products_in_float64_equal_their_twin_bit_for_bit(seed: int) -> None:
+    case = dense_case(seed)
+    assert run_dense(compiled_module(), case) == run_dense(_dense_numpy, case)
+    run_damaged_dense(compiled_module(), seed)
+
+
+@pytest.mark.parametrize("module", [pytest.param("compiled", marks=needs_compiled), "twin"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dimension": 0},
+        {"dimension": 3},
+        {"values": np.ones(7, np.float32)},
+        {"queries": np.ones((3, 2), np.float32)},
+        {"rows": np.zeros(3, np.int64)},
+        {"best_scores": np.zeros((2, 2), np.float32)},
+        {"best_rows": np.zeros((2, 0), np.int64), "best_scores": np.zeros((2, 0), np.float32)},
+        {"counts": np.zeros(1, np.int64)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_proposed_must_fit(module: str, change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {
+        "dimension": 2,
+        "values": np.ones((3, 2), np.float32),
+        "queries": np.ones((2, 2), np.float32),
+        "rows": np.array([[0, 2], [-1, 1]]),
+        "best_rows": np.zeros((2, 1), np.int64),
+        "best_scores": np.zeros((2, 1), np.float32),
+        "counts": np.zeros(2, np.int64),
+    }
+    chosen = compiled_module() if module == "compiled" else _dense_numpy
+    assert chosen.dense_best(*arguments.values()) == 0
+    assert arguments["best_rows"].tolist() == [[0], [1]]
+    with pytest.raises(ValueError, match="fit"):
+        chosen.dense_best(*(arguments | change).values())
+    scan = [*arguments.values()]
+    scan[2:4] = [1.5, arguments["queries"], np.zeros(2, np.uint8)]
+    with pytest.raises(ValueError, match="fit"):
+        chosen.dense_scan(*scan)
 
 
 @needs_compiled

@@ -1,0 +1,355 @@
+/* Inner products in float64, each pair of a query and a row for itself alone, and the best rows by them.
+ *
+ * A product is summed in LANES running sums, which are then added by halves; where the dimensions do not fill the last
+ * round of lanes, zeros do. _dense_numpy.py computes the same, bit for bit, and says what the arguments mean.
+ *
+ * A scan multiplies in float32 first, in which it is the memory that takes the time. In whatever order it is summed, such a
+ * product is off by at most what rounding allows (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section
+ * 3.1), and only rows that may still be among the best are multiplied again in float64. */
+
+#include "_heap.h"
+#include "_kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LANES = 32,
+    CHUNK = 64,  /* rows that are scored before the best of them are taken */
+    AHEAD = 3,   /* rows that are asked for while one is scored, */
+    LINE = 64,   /* cache line by cache line */
+    SOUND = 0,
+    NO_ROW = 1,  /* a row that there is not */
+    NO_SCORE = 2 /* a score that float32 does not hold */
+};
+
+typedef struct {
+    const float *values;   /* [n, dimension] */
+    int64_t n, dimension, padded; /* the last is the dimension, rounded up to lanes */
+} Stored;
+
+typedef struct {
+    const float *single; /* [dimension] */
+    double *wide;        /* [padded] */
+    double slack;        /* by which a product in float32 may be off */
+    Heap best;
+} Query;
+
+/* Asks for a row that is scored soon: rows that lie apart are waited for otherwise. */
+static inline void ask(const Stored *stored, const int64_t *rows, int64_t at, int64_t count) {
+    if (at + AHEAD >= count)
+        return;
+    const char *row = (const char *)(stored->values + rows[at + AHEAD] * stored->dimension);
+    for (int64_t byte = 0; byte < stored->dimension * 4; byte += LINE)
+        PREFETCH(row + byte);
+}
+
+#if defined(__GNUC__)
+/* The compiler keeps these in registers, of whatever width there are. */
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float Sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+typedef double Wide __attribute__((vector_size(64), aligned(8), may_alias));
+
+#define WIDEN(at) __builtin_convertvector(*(const Eight *)(at), Wide)
+#define ADD_PRODUCTS(row, query)                                                                                       \
+    do {                                                                                                               \
+        const Wide *q = (const Wide *)(query);                                                                         \
+        a += WIDEN(row) * q[0];                                                                                        \
+        b += WIDEN((row) + 8) * q[1];                                                                                  \
+        c += WIDEN((row) + 16) * q[2];                                                                                 \
+        e += WIDEN((row) + 24) * q[3];                                                                                 \
+    } while (0)
+
+CLONES static void score_rows(const Stored *stored, const double *query, const int64_t *rows, int64_t count,
+                              float *scores) {
+    const int64_t dimension = stored->dimension, whole = dimension - dimension % LANES;
+    for (int64_t i = 0; i < count; i++) {
+        ask(stored, rows, i, count);
+        const float *row = stored->values + rows[i] * dimension;
+        Wide a = {0}, b = {0}, c = {0}, e = {0};
+        for (int64_t d = 0; d < whole; d += LANES)
+            ADD_PRODUCTS(row + d, query + d);
+        if (whole < dimension) {
+            float last[LANES] = {0};
+            memcpy(last, row + whole, (size_t)(dimension - whole) * sizeof *last);
+            ADD_PRODUCTS(last, query + whole);
+        }
+        const Wide s = (a + c) + (b + e);
+        scores[i] = (float)(((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])));
+    }
+}
+
+CLONES static void score_roughly(const Stored *stored, const float *query, const int64_t *rows, int64_t count,
+                                 float *scores) {
+    const int64_t dimension = stored->dimension, whole = dimension - dimension % LANES;
+    for (int64_t i = 0; i < count; i++) {
+        ask(stored, rows, i, count);
+        const float *row = stored->values + rows[i] * dimension;
+        Sixteen a = {0}, b = {0};
+        for (int64_t d = 0; d < whole; d += LANES) {
+            a += *(const Sixteen *)(row + d) * *(const Sixteen *)(query + d);
+            b += *(const Sixteen *)(row + d + 16) * *(const Sixteen *)(query + d + 16);
+        }
+        a += b;
+        float sums[16];
+        memcpy(sums, &a, sizeof sums);
+        for (int width = 8; width > 0; width /= 2)
+            for (int lane = 0; lane < width; lane++)
+                sums[lane] += sums[lane + width];
+        for (int64_t d = whole; d < dimension; d++)
+            sums[0] += row[d] * query[d];
+        scores[i] = sums[0];
+    }
+}
+#else
+static void score_rows(const Stored *stored, const double *query, const int64_t *rows, int64_t count, float *scores) {
+    for (int64_t i = 0; i < count; i++) {
+        const float *row = stored->values + rows[i] * stored->dimension;
+        double sums[LANES] = {0};
+        for (int64_t d = 0; d < stored->dimension; d++)
+            sums[d % LANES] += row[d] * query[d];
+        for (int width = LANES / 2; width > 0; width /= 2)
+            for (int lane = 0; lane < width; lane++)
+                sums[lane] += sums[lane + width];
+        scores[i] = (float)sums[0];
+    }
+}
+
+static void score_roughly(const Stored *stored, const float *query, const int64_t *rows, int64_t count, float *scores) {
+    for (int64_t i = 0; i < count; i++) {
+        const float *row = stored->values + rows[i] * stored->dimension;
+        float sum = 0;
+        for (int64_t d = 0; d < stored->dimension; d++)
+            sum += row[d] * query[d];
+        scores[i] = sum;
+    }
+}
+#endif
+
+static int sound(const float *scores, int64_t count) {
+    int all = 1;
+    for (int64_t i = 0; i < count; i++)
+        all &= fabsf(scores[i]) < INFINITY;
+    return all;
+}
+
+/* Up to CHUNK rows. */
+static int offer_rows(const Stored *stored, Query *query, const int64_t *rows, int64_t count) {
+    float scores[CHUNK];
+    score_rows(stored, query->wide, rows, count, scores);
+    for (int64_t i = 0; i < count; i++)
+        offer(&query->best, scores[i], rows[i]);
+    return sound(scores, count) ? SOUND : NO_SCORE;
+}
+
+/* Rows that were proposed, in any order; -1 stands for none. */
+static int best_of_rows(const Stored *stored, Query *query, const int64_t *proposed, int64_t count) {
+    int64_t rows[CHUNK], filled = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (proposed[i] < -1 || proposed[i] >= stored->n)
+            return NO_ROW;
+        if (proposed[i] >= 0)
+            rows[filled++] = proposed[i];
+        if (filled == CHUNK || (filled > 0 && i == count - 1)) {
+            if (offer_rows(stored, query, rows, filled) != SOUND)
+                return NO_SCORE;
+            filled = 0;
+        }
+    }
+    return SOUND;
+}
+
+/* Up to CHUNK rows that come in ascending order: one that equals the worst of the best is not better. */
+static int sift_rows(const Stored *stored, Query *query, const int64_t *rows, int64_t count) {
+    if (query->best.size < query->best.k)
+        return offer_rows(stored, query, rows, count);
+    float scores[CHUNK];
+    int64_t near[CHUNK], kept = 0;
+    score_roughly(stored, query->single, rows, count, scores);
+    for (int64_t i = 0; i < count; i++)
+        if (!(scores[i] + query->slack < query->best.scores[0])) /* NaN stays, to be found */
+            near[kept++] = rows[i];
+    return offer_rows(stored, query, near, kept);
+}
+
+/* All rows, or those in a bitmap. */
+static int scan(const Stored *stored, Query *queries, int64_t count, const uint8_t *mask) {
+    int64_t rows[CHUNK], filled = 0;
+    for (int64_t row = 0; row < stored->n; row++) {
+        if (mask != NULL && mask[row >> 3] == 0)
+            row |= 7; /* none of these eight */
+        else if (mask == NULL || (mask[row >> 3] >> (row & 7) & 1))
+            rows[filled++] = row;
+        if (filled == CHUNK || (filled > 0 && row >= stored->n - 1)) {
+            for (int64_t query = 0; query < count; query++)
+                if (sift_rows(stored, queries + query, rows, filled) != SOUND)
+                    return NO_SCORE;
+            filled = 0;
+        }
+    }
+    return SOUND;
+}
+
+static int take_stored(Stored *stored, const Py_buffer *values, long long dimension) {
+    const int64_t numbers = item_count(values, 4);
+    if (dimension < 1 || dimension > 1 << 24 || numbers < 0 || numbers % dimension != 0)
+        return 0;
+    *stored = (Stored){values->buf, numbers / dimension, dimension, (dimension + LANES - 1) / LANES * LANES};
+    return 1;
+}
+
+static void widen(const Stored *stored, const float *query, double *out) {
+    for (int64_t d = 0; d < stored->padded; d++)
+        out[d] = d < stored->dimension ? query[d] : 0;
+}
+
+static double slack(const Stored *stored, const double *query, double longest) {
+    double square = 0;
+    for (int64_t d = 0; d < stored->dimension; d++)
+        square += query[d] * query[d];
+    return (double)(stored->dimension + 8) * 0x1p-24 * sqrt(square) * longest + (double)stored->dimension * 0x1p-126;
+}
+
+static PyObject *misfit(void) {
+    PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together, or a query is out of bounds");
+    return NULL;
+}
+
+static PyObject *answer(Py_buffer *buffers, int count, PyObject *result) {
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(buffers + i);
+    return result;
+}
+
+/* dense_scores(dimension, values, queries, numbers, rows, scores) -> SOUND, NO_ROW or NO_SCORE */
+PyObject *dense_scores(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { VALUES, QUERIES, NUMBERS, ROWS, SCORES, BUFFERS };
+    Py_buffer b[BUFFERS];
+    Stored stored;
+    long long dimension;
+    if (!PyArg_ParseTuple(arguments, "Ly*y*y*y*w*", &dimension, b + VALUES, b + QUERIES, b + NUMBERS, b + ROWS, b + SCORES))
+        return NULL;
+    const int64_t pairs = item_count(b + ROWS, 8), cells = item_count(b + QUERIES, 4);
+    const int64_t *numbers = b[NUMBERS].buf, *rows = b[ROWS].buf;
+    const float *queries = b[QUERIES].buf;
+    float *scores = b[SCORES].buf;
+    int failed = !take_stored(&stored, b + VALUES, dimension) || pairs < 0 || cells < 0 || cells % dimension != 0 ||
+                 item_count(b + NUMBERS, 8) != pairs || item_count(b + SCORES, 4) != pairs;
+    for (int64_t i = 0; i < pairs && !failed; i++)
+        failed = numbers[i] < 0 || numbers[i] >= cells / dimension;
+    if (failed)
+        return answer(b, BUFFERS, misfit());
+    double *query = malloc((size_t)stored.padded * sizeof *query);
+    if (query == NULL)
+        return answer(b, BUFFERS, PyErr_NoMemory());
+    int outcome = SOUND;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < pairs && outcome == SOUND; i++)
+        if (rows[i] < 0 || rows[i] >= stored.n)
+            outcome = NO_ROW;
+    for (int64_t first = 0, end; first < pairs && outcome == SOUND; first = end) {
+        for (end = first + 1; end < pairs && numbers[end] == numbers[first];)
+            end++;
+        widen(&stored, queries + numbers[first] * dimension, query);
+        score_rows(&stored, query, rows + first, end - first, scores + first);
+        if (!sound(scores + first, end - first))
+            outcome = NO_SCORE;
+    }
+    Py_END_ALLOW_THREADS
+    free(query);
+    return answer(b, BUFFERS, PyLong_FromLong(outcome));
+}
+
+typedef struct { /* where the best rows of every query go: [queries, k] and, how many they are, [queries] */
+    const float *queries;
+    int64_t *rows, *counts;
+    float *scores;
+    int64_t count, k;
+} Best;
+
+static int take_best(Best *best, const Stored *stored, const Py_buffer *queries, const Py_buffer *out) {
+    const int64_t count = item_count(out + 2, 8), cells = item_count(out, 8), k = count > 0 ? cells / count : 0;
+    *best = (Best){queries->buf, out[0].buf, out[2].buf, out[1].buf, count, k};
+    return count >= 0 && cells >= 0 && k * count == cells && (count == 0 || k > 0) && item_count(out + 1, 4) == cells &&
+           item_count(queries, 4) == count * stored->dimension;
+}
+
+/* The queries, freed by free(); NULL where there is no memory for them. */
+static Query *ready(const Best *best, const Stored *stored) {
+    const size_t heads = ((size_t)best->count * sizeof(Query) / 64 + 1) * 64;
+    Query *queries = malloc(heads + (size_t)(best->count * stored->padded) * sizeof(double));
+    for (int64_t i = 0; i < best->count && queries != NULL; i++) {
+        double *wide = (double *)((char *)queries + heads) + i * stored->padded;
+        const float *single = best->queries + i * stored->dimension;
+        widen(stored, single, wide);
+        queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}};
+    }
+    return queries;
+}
+
+static void finish(const Best *best, Query *queries) {
+    for (int64_t i = 0; i < best->count; i++) {
+        best->counts[i] = queries[i].best.size;
+        sort_best_first(&queries[i].best);
+    }
+}
+
+/* dense_best(dimension, values, queries, rows, best_rows, best_scores, counts) -> as above */
+PyObject *dense_best(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { VALUES, QUERIES, ROWS, BEST, BUFFERS = BEST + 3 };
+    Py_buffer b[BUFFERS];
+    Stored stored;
+    Best best;
+    long long dimension;
+    if (!PyArg_ParseTuple(arguments, "Ly*y*y*w*w*w*", &dimension, b + VALUES, b + QUERIES, b + ROWS, b + BEST, b + BEST + 1,
+                          b + BEST + 2))
+        return NULL;
+    const int64_t cells = item_count(b + ROWS, 8);
+    if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) || cells < 0 ||
+        (best.count > 0 ? cells % best.count : cells) != 0)
+        return answer(b, BUFFERS, misfit());
+    const int64_t width = best.count > 0 ? cells / best.count : 0;
+    Query *queries = ready(&best, &stored);
+    if (queries == NULL)
+        return answer(b, BUFFERS, PyErr_NoMemory());
+    int outcome = SOUND;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < best.count && outcome == SOUND; i++)
+        outcome = best_of_rows(&stored, queries + i, (const int64_t *)b[ROWS].buf + i * width, width);
+    finish(&best, queries);
+    Py_END_ALLOW_THREADS
+    free(queries);
+    return answer(b, BUFFERS, PyLong_FromLong(outcome));
+}
+
+/* dense_scan(dimension, values, longest, queries, mask | None, best_rows, best_scores, counts) -> as above */
+PyObject *dense_scan(PyObject *module, PyObject *arguments) {
+    (void)module;
+    enum { VALUES, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
+    Py_buffer b[BUFFERS];
+    Stored stored;
+    Best best;
+    long long dimension;
+    double longest;
+    if (!PyArg_ParseTuple(arguments, "Ly*dy*z*w*w*w*", &dimension, b + VALUES, &longest, b + QUERIES, b + MASK, b + BEST,
+                          b + BEST + 1, b + BEST + 2))
+        return NULL;
+    if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) ||
+        (b[MASK].buf != NULL && (int64_t)b[MASK].len != stored.n / 8 + (stored.n % 8 != 0)))
+        return answer(b, BUFFERS, misfit());
+    Query *queries = ready(&best, &stored);
+    if (queries == NULL)
+        return answer(b, BUFFERS, PyErr_NoMemory());
+    int outcome;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < best.count; i++)
+        queries[i].slack = slack(&stored, queries[i].wide, longest);
+    outcome = scan(&stored, queries, best.count, b[MASK].buf);
+    finish(&best, queries);
+    Py_END_ALLOW_THREADS
+    free(queries);
+    return answer(b, BUFFERS, PyLong_FromLong(outcome));
+}
