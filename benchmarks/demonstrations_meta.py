@@ -197,7 +197,7 @@ def _short(tokenizer: Any, examples: Examples) -> Examples:
 
 
 def _tokenizer(examples: Examples) -> Any:
-    """WordPiece, trained on the texts of meta-training."""
+    """WordPiece, trained on the texts of meta-training; the trainer breaks ties by chance, so that runs differ a little."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import PreTrainedTokenizerFast
 
