@@ -142,7 +142,7 @@ def main() -> None:
         "--work", type=Path, required=True, help="a folder for what is built and trained; it is made anew"
     )
     parser.add_argument("--collections", nargs="+", default=["squad-dev", "medquad"])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--targets", type=int, default=20, help="passages for each seed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     chosen = parser.parse_args()

@@ -27,7 +27,7 @@ from retrievers.training.generated import (
 )
 from retrievers.training.mining import mine
 from retrievers.training.prompts import Generate, Pair, Prompt, Template
-from retrievers.training.seeds import Seed, documents_of, find_seeds, same_text
+from retrievers.training.seeds import Seed, documents_of, find_seeds, text_key
 from retrievers.training.sets import TrainingSet
 from retrievers.training.strata import Strata, lot
 
@@ -79,7 +79,7 @@ def augment(
        :class:`~retrievers.demonstrations.DemonstrationBank`, whose inputs must be passages and outputs their queries, they are
        all taken, by its own index;
     2. ``targets`` passages are drawn, by ``seed``, from the ``depth`` that ``pool`` finds for its passage. No passage is the
-       target of two seeds, or has the text of a seed's;
+       target of two seeds, or says what a seed's or another target does;
     3. ``generate``, any callable, gets lists of up to ``batch`` prompts, which are strings, written by ``template`` of
        demonstrations, the seed's own pair last, and a target. Of each text that it gives the first line is the query.
 
@@ -186,22 +186,19 @@ def _check(
 
 def _targets(seeds: Sequence[Seed], pool: Retriever, targets: int, depth: int, seed: int) -> list[tuple[int, Document]]:
     """Passages to ask queries for, each with the number of its seed."""
-    taken = {one.document.id for one in seeds}
+    taken = {text_key(one.document) for one in seeds}
     found: list[tuple[int, Document]] = []
     for first in range(0, len(seeds), _SEARCHED):
         some = seeds[first : first + _SEARCHED]
-        # A seed's own passage is one of them, as a rule.
-        hits = pool.search([one.document.content for one in some], depth + 1)
+        hits = pool.search([one.document.content for one in some], depth)
         for number, (one, near) in enumerate(zip(some, hits, strict=True), first):
-            others = [
-                hit.document
-                for hit in near
-                if hit.id not in taken and not same_text(hit.document, one.document) and hit.document.content.strip()
-            ][:depth]
-            lots = {document.id: lot(seed, one.query, document.id) for document in others}
-            drawn = sorted(others, key=lambda document: lots[document.id])[:targets]
-            taken |= {document.id for document in drawn}
-            found += [(number, document) for document in drawn]
+            lots = {hit.id: lot(seed, one.query, hit.id) for hit in near}
+            drawn = 0
+            for document in sorted((hit.document for hit in near), key=lambda document: lots[document.id]):
+                if drawn < targets and text_key(document) not in taken and document.content.strip():
+                    taken.add(text_key(document))
+                    found.append((number, document))
+                    drawn += 1
     return found
 
 
@@ -278,7 +275,11 @@ def _ranks(judge: Retriever, pairs: Sequence[tuple[str, Document]], rank: int) -
     for first in range(0, len(pairs), _SEARCHED):
         some = pairs[first : first + _SEARCHED]
         for (_, target), hits in zip(some, judge.search([query for query, _ in some], rank), strict=True):
-            places = (at for at, hit in enumerate(hits, 1) if hit.id == target.id or same_text(hit.document, target))
+            places = (
+                at
+                for at, hit in enumerate(hits, 1)
+                if hit.id == target.id or text_key(hit.document) == text_key(target)
+            )
             found.append(next(places, None))
     return found
 

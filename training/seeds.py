@@ -67,13 +67,9 @@ def _held(pool: Retriever, id: str) -> Document | None:
     return pool.get(id) if id in pool else None
 
 
-def same_text(one: Document, other: Document) -> bool:
-    """Whether two documents say the same, white space and case aside."""
-    return _normal(one.text) == _normal(other.text) and _normal(one.title) == _normal(other.title)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def text_key(document: Document) -> bytes:
+    """A hash of what a document says, which is that of others that say the same, white space and case aside."""
+    return _hash(document.content.casefold())
 
 
 def _hash(text: str) -> bytes:
