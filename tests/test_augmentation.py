@@ -267,6 +267,8 @@ def test_bad_arguments_are_refused_before_anything_is_generated(
         ({"near": 0.2}, "near is 0.2"),
         ({"rank": True}, "rank is True"),
         ({"negatives": "1-2:9"}, "asks for 9 of 2"),
+        ({"evaluation": "a query"}, "evaluation is the string 'a query'"),
+        ({"examples": [("a", "b"), ("c", 3)]}, "the passage of example 1 is a int, 3"),
     ]
     for options, message in cases:
         with pytest.raises(TrainingDataError, match=message):

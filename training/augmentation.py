@@ -27,7 +27,7 @@ from retrievers.training.generated import (
 )
 from retrievers.training.mining import mine
 from retrievers.training.prompts import Generate, Pair, Prompt, Template
-from retrievers.training.seeds import Seed, documents_of, find_seeds, text_key
+from retrievers.training.seeds import Seed, checked_pairs, documents_of, find_seeds, text_key
 from retrievers.training.sets import TrainingSet
 from retrievers.training.strata import Strata, lot
 
@@ -55,7 +55,7 @@ def augment(
     generate: Generate,
     folder: str | Path,
     *,
-    examples: DemonstrationBank | Sequence[Pair] = (),
+    examples: DemonstrationBank | Iterable[tuple[str, str | Document]] = (),
     evaluation: Iterable[str] = (),
     targets: int = 20,
     depth: int = 100,
@@ -100,6 +100,10 @@ def augment(
     _check(targets, depth, demonstrations, words, near, rank, batch, seed)
     if Path(folder).exists():  # before the work, which may be long
         raise TrainingDataError(f"{folder} exists already: remove it, or give another folder")
+    if isinstance(evaluation, str):
+        raise TrainingDataError(f"evaluation is the string {evaluation!r:.80}: give a list of queries")
+    if not pool.complete:
+        raise TrainingDataError(f"the build of {pool.path} was stopped: finish it before augmenting with it")
     strata = Strata.parse(negatives) if isinstance(negatives, str) else negatives
     given = find_seeds(seeds, pool)
     secret = Near(evaluation, near)
@@ -204,31 +208,37 @@ def _targets(seeds: Sequence[Seed], pool: Retriever, targets: int, depth: int, s
 
 def _demonstrations(
     seeds: Sequence[Seed],
-    examples: DemonstrationBank | Sequence[Pair],
+    examples: DemonstrationBank | Iterable[tuple[str, str | Document]],
     pool: Retriever,
     count: int,
     secret: Near,
 ) -> list[list[Pair]]:
     """The pairs that are shown beside each seed, the nearest last, none of them near an evaluation query."""
+    passages = [one.document.content for one in seeds]
     if not count:
         return [[] for _ in seeds]
-    own = [Demonstration(f"{SEED}/{number}", SEED, one.document.content, one.query) for number, one in enumerate(seeds)]
     if isinstance(examples, DemonstrationBank):
-        return _selected(examples, own, count, secret)
+        return _selected(examples, passages, count, secret)
     more = [
-        Demonstration(f"example/{number}", "example", passage, query)
-        for number, (query, passage) in enumerate(examples)
+        (query, passage.content if isinstance(passage, Document) else passage)
+        for query, passage in checked_pairs(examples, "example")
     ]
+    pairs = [*((one.query, passage) for one, passage in zip(seeds, passages, strict=True)), *more]
     with (
         tempfile.TemporaryDirectory(prefix="retrievers-augmentation-") as place,
-        DemonstrationBank.build(f"{place}/bank", [*own, *more], encoder=pool.encoder) as bank,
+        DemonstrationBank.build(
+            f"{place}/bank",
+            (Demonstration(str(at), "pairs", passage, query) for at, (query, passage) in enumerate(pairs)),
+            encoder=pool.encoder,
+        ) as bank,
     ):
-        return _selected(bank, own, count, secret)
+        return _selected(bank, passages, count, secret)
 
 
-def _selected(bank: DemonstrationBank, inputs: Sequence[Demonstration], count: int, secret: Near) -> list[list[Pair]]:
+def _selected(bank: DemonstrationBank, passages: Sequence[str], count: int, secret: Near) -> list[list[Pair]]:
+    # A bank selects nothing that is near its input, and so not the pair of the passage itself.
     found = []
-    for selected in bank.select(inputs, count):
+    for selected in bank.select(passages, count):
         leaking = secret([one.demonstration.output for one in selected])
         found.append(
             [

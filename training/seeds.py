@@ -32,16 +32,7 @@ def find_seeds(seeds: Iterable[tuple[str, str | Document]], pool: Retriever) -> 
     A text is that of a document, with or without its title, white space aside; of several alike it is the first. Raises
     TrainingDataError, which names the seed, for what is no such pair, an empty query, and a passage that is not in the pool.
     """
-    given = list(seeds)
-    for number, pair in enumerate(given):
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TrainingDataError(f"seed {number} is {pair!r:.80}: give pairs of a query and a passage")
-        if not isinstance(pair[1], str | Document):
-            raise TrainingDataError(
-                f"the passage of seed {number} is a {type(pair[1]).__name__}, {pair[1]!r:.80}: give its text, or a Document"
-            )
-        if not pair[0].strip():
-            raise TrainingDataError(f"the query of seed {number} is empty: leave the seed out")
+    given = checked_pairs(seeds, "seed")
     wanted = {_hash(passage) for _, passage in given if isinstance(passage, str)}
     by_text: dict[bytes, Document] = {}
     if wanted:
@@ -65,6 +56,21 @@ def find_seeds(seeds: Iterable[tuple[str, str | Document]], pool: Retriever) -> 
 
 def _held(pool: Retriever, id: str) -> Document | None:
     return pool.get(id) if id in pool else None
+
+
+def checked_pairs(pairs: Iterable[tuple[str, str | Document]], what: str) -> list[tuple[str, str | Document]]:
+    """Pairs of a query and a passage. Raises TrainingDataError, which names the first that is none, for others."""
+    given = list(pairs)
+    for number, pair in enumerate(given):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TrainingDataError(f"{what} {number} is {pair!r:.80}: give pairs of a query and a passage")
+        if not isinstance(pair[1], str | Document):
+            raise TrainingDataError(
+                f"the passage of {what} {number} is a {type(pair[1]).__name__}, {pair[1]!r:.80}: give its text, or a Document"
+            )
+        if not pair[0].strip():
+            raise TrainingDataError(f"the query of {what} {number} is empty: leave the {what} out")
+    return given
 
 
 def text_key(document: Document) -> bytes:
