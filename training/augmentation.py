@@ -23,6 +23,7 @@ from retrievers.training.generated import (
     check_texts,
     fault,
     first_line,
+    ranks_of,
     repeated,
 )
 from retrievers.training.mining import mine
@@ -37,7 +38,7 @@ SEED, GENERATED = "seed", "generated"
 NEAR = 0.9
 """From this Jaccard coefficient of character trigrams on, two queries are near-duplicates."""
 
-_SEARCHED = 64  # passages that are searched with at once, each for the depth's documents
+_SEARCHED = 64  # passages that are searched with at once
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def augment(
     seen = {query for pairs in shown for query, _ in pairs} | {one.query for one in known}
     kept = _apart(kept, texts, Near(sorted(seen), near), "seed", dropped)
     kept = _apart(kept, texts, secret, "evaluation", dropped)
-    ranks = _ranks(checked, [(texts[at], prompts[at].target) for at in kept], rank)
+    ranks = ranks_of(checked, [(texts[at], prompts[at].target) for at in kept], rank)
     for at, place in zip(kept, ranks, strict=True):
         if place is None:
             dropped.add("lost", texts[at])
@@ -277,21 +278,6 @@ def _apart(kept: Sequence[int], texts: Sequence[str], known: Near, reason: str, 
         if number in near:
             dropped.add(reason, texts[at])
     return [at for number, at in enumerate(kept) if number not in near]
-
-
-def _ranks(judge: Retriever, pairs: Sequence[tuple[str, Document]], rank: int) -> list[int | None]:
-    """The rank, from 1, at which each query finds its document or one of the same text; None where it is not found."""
-    found: list[int | None] = []
-    for first in range(0, len(pairs), _SEARCHED):
-        some = pairs[first : first + _SEARCHED]
-        for (_, target), hits in zip(some, judge.search([query for query, _ in some], rank), strict=True):
-            places = (
-                at
-                for at, hit in enumerate(hits, 1)
-                if hit.id == target.id or text_key(hit.document) == text_key(target)
-            )
-            found.append(next(places, None))
-    return found
 
 
 def _stored(folder: str | Path, seeds: Sequence[Seed], made: Sequence[Generated], pool: Retriever) -> TrainingSet:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retrievers.documents import Document
 from retrievers.encoders import tokens
 from retrievers.errors import GenerationError
+from retrievers.retriever import Retriever
 from retrievers.training.near_duplicates import NearTexts, normal_form
 from retrievers.training.negatives import MiningReport
+from retrievers.training.seeds import text_key
 
 REASONS = ("empty", "short", "long", "copied", "seed", "evaluation", "lost", "repeated")
 
@@ -24,6 +27,7 @@ _SAID = {
     "repeated": "near another generated query",
 }
 _SHOWN = 2
+_ASKED = 256  # queries that are searched for at once
 
 
 @dataclass(frozen=True)
@@ -153,3 +157,18 @@ def repeated(texts: Sequence[str], near: float) -> set[int]:
         if other < one and other not in out:
             out.add(one)
     return out
+
+
+def ranks_of(judge: Retriever, pairs: Sequence[tuple[str, Document]], rank: int) -> list[int | None]:
+    """The rank, from 1, at which each query finds its document or one of the same text; None where it is not found."""
+    found: list[int | None] = []
+    for first in range(0, len(pairs), _ASKED):
+        some = pairs[first : first + _ASKED]
+        for (_, target), hits in zip(some, judge.search([query for query, _ in some], rank), strict=True):
+            places = (
+                at
+                for at, hit in enumerate(hits, 1)
+                if hit.id == target.id or text_key(hit.document) == text_key(target)
+            )
+            found.append(next(places, None))
+    return found

@@ -170,6 +170,7 @@ def select(
     """
     if bool(texts) == (inputs is not None):
         raise typer.BadParameter("give an input in quotes, or --inputs FILE, and not both", param_hint="INPUT")
+    from retrievers.cli.selections import print_json, print_lines, print_table
     from retrievers.demonstrations import DemonstrationBank
 
     given = iter(texts or ()) if inputs is None else (text for _, text in read_inputs(inputs, input_field))
@@ -186,11 +187,11 @@ def select(
             )
             for text, selected in zip(batch, chosen, strict=True):
                 if as_json:
-                    _print_json(text, selected)
+                    print_json(text, selected)
                 elif terminal:
-                    _print_table(text, selected)
+                    print_table(text, selected)
                 else:
-                    _print_lines(selected)
+                    print_lines(selected)
                 if not selected:
                     sys.stdout.flush()
                     complain(f"no demonstration for {text!r:.200}")
@@ -317,48 +318,3 @@ def _batches(inputs: Iterator[str] | Sequence[str]) -> Iterator[list[str]]:
     rest = iter(inputs)
     while batch := list(islice(rest, _BATCH)):
         yield batch
-
-
-def _print_json(text: str, selected: Sequence[Selected]) -> None:
-    import json
-
-    shown = [
-        {
-            "id": one.demonstration.id,
-            "task": one.demonstration.task,
-            "score": one.score,
-            "input": one.demonstration.input,
-            "output": one.demonstration.output,
-            "metadata": dict(one.demonstration.metadata),
-        }
-        for one in selected
-    ]
-    print(json.dumps({"input": text, "demonstrations": shown}, ensure_ascii=False))
-
-
-def _print_lines(selected: Sequence[Selected]) -> None:
-    from retrievers.cli.snippets import printable
-
-    for rank, one in enumerate(selected, 1):
-        shown = one.demonstration
-        parts = [str(rank), f"{one.score:.4f}", shown.id, shown.task, shown.input, shown.output]
-        print("\t".join(map(printable, parts)))
-
-
-def _print_table(text: str, selected: Sequence[Selected]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from retrievers.cli.snippets import printable
-
-    table = Table(title=Text(printable(text)), title_justify="left", title_style="bold", show_lines=False)
-    table.add_column("", justify="right")
-    table.add_column("score", justify="right")
-    for name in ("task", "input", "output"):
-        table.add_column(name, overflow="fold")
-    for rank, one in enumerate(selected, 1):
-        shown = one.demonstration
-        cells = [str(rank), f"{one.score:.4f}", shown.task, shown.input, shown.output]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console(highlight=False).print(table)
