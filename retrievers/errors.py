@@ -138,6 +138,10 @@ class TrainingDataError(RetrieversError, ValueError):
     """Training data is not well formed, contradicts itself, or lacks what was asked of it."""
 
 
+class GenerationError(RetrieversError, ValueError):
+    """What should write texts gave something else, or nothing of what it wrote can be used."""
+
+
 class TrainingError(RetrieversError, RuntimeError):
     """Training cannot go on: the loss broke, or the model collapsed; the message has the step and the likely mend."""
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from retrievers.cli import compare, doctor, encode, evaluate, fuse, index, mine, score, search, train
+from retrievers.cli import compare, demos, doctor, encode, evaluate, fuse, index, mine, score, search, train
 from retrievers.cli.failures import Verbs, guard
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ app.command("fuse")(fuse.fuse)
 app.command("mine")(mine.mine)
 app.command("score")(score.score)
 app.add_typer(train.app, name="train")
+app.add_typer(demos.app, name="demos")
 app.command("doctor")(doctor.doctor)
 
 
