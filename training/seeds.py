@@ -20,7 +20,7 @@ class Seed(NamedTuple):
 
 def documents_of(retriever: Retriever) -> Iterator[Document]:
     """All documents of an index, one after the other."""
-    for segment in retriever._current.segments:
+    for segment in retriever.snapshot.segments:
         for row, entry in segment.store.entries():
             if segment.is_live(row):
                 yield entry.document
