@@ -66,6 +66,7 @@ class Writer:
     def __init__(self, root: Path, encoder: Encoder | None = None) -> None:
         self._root = root
         self._encoder = encoder  # of a build
+        self._collection: _Collection | None = None  # of a build or an addition
         self._last = 0, 0  # the generation and number of the last name that was given
         self._lock = FileLock(root / _LOCK)
         try:
@@ -126,6 +127,8 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._collection is not None:
+            self._collection.close()
         building = self._encoder is not None and not self._manifest.segments
         if error is not None and building and not any((self._root / _BUILDING).glob("*.npz")):
             shutil.rmtree(self._root)  # the build failed before anything was worth keeping
@@ -136,7 +139,7 @@ class Writer:
         if self._encoder is None:
             raise TypeError("this writer was not begun with begin_build")
         staging = Staging(self._root / _BUILDING)
-        collection = _Collection(self._root)
+        collection = self._collection = _Collection(self._root)
         before = self._manifest.documents
         again = done = 0
 
@@ -172,7 +175,7 @@ class Writer:
     def add(self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None) -> int:
         """Index more documents, in one commit; returns how many."""
         self._refuse_unfinished("add to")
-        collection = _Collection(self._root)
+        collection = self._collection = _Collection(self._root)
         growing = _Growing(self, collection, (), lambda segments, ids: None)
         done = 0
         with Assembly(self._kind, memory, growing) as assembly:
@@ -382,6 +385,11 @@ class _Collection:
         at = self._segments.index(gone[0])
         self._segments[at : at + len(gone)] = [self._sealed(by)]
         for segment in gone:
+            segment.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for segment in self._segments:
             segment.close()
 
     def _sealed(self, record: SegmentRecord) -> _Sealed:
