@@ -36,13 +36,14 @@ typedef struct {
     Heap best;
 } Query;
 
-/* Asks for a row that is scored soon: rows that lie apart are waited for otherwise. */
+/* Asks for rows that are scored soon, the first of them before row 0: those that lie apart are waited for otherwise. */
 static inline void ask(const Stored *stored, const int64_t *rows, int64_t at, int64_t count) {
-    if (at + AHEAD >= count)
-        return;
-    const char *row = (const char *)(stored->values + rows[at + AHEAD] * stored->dimension);
-    for (int64_t byte = 0; byte < stored->dimension * 4; byte += LINE)
-        PREFETCH(row + byte);
+    const int64_t end = at + AHEAD < count ? at + AHEAD + 1 : count;
+    for (int64_t next = at == 0 ? 0 : at + AHEAD; next < end; next++) {
+        const char *row = (const char *)(stored->values + rows[next] * stored->dimension);
+        for (int64_t byte = 0; byte < stored->dimension * 4; byte += LINE)
+            PREFETCH(row + byte);
+    }
 }
 
 #if defined(__GNUC__)

@@ -58,6 +58,12 @@ PARAMETERS: Mapping[str, Mapping[str, AnyParameter]] = {
 POINTS = 39
 """The least number of vectors that FAISS wants for each centroid that it trains."""
 
+_AUTOMATIC = {
+    "ivfpq": (100, 10),
+    "rabitq": (100, 10),
+    "sq8": (32, 2),
+    "binary": (200, 20),
+}  # so many, and so many a hit
 _TRAINED = 64  # vectors for each list that k-means looks at: more make it slower, hardly better
 _SEED = 1234
 _QUERY_BITS = 8  # of rabitq: a query in fewer is no quicker; one that is not quantised takes forty times as long
@@ -135,10 +141,12 @@ def ready(index: Any) -> Any:
 
 def candidates(chosen: Mapping[str, int], name: str, k: int) -> int:
     """How many candidates to ask for ``k`` hits: the coarser the codes, the more."""
-    if "candidates" not in PARAMETERS[name]:
+    if name not in _AUTOMATIC:
         return k + 8
-    automatic = {"ivfpq": 100 + 10 * k, "rabitq": 100 + 10 * k, "sq8": 32 + 2 * k, "binary": 200 + 20 * k}
-    return max(chosen.get("candidates", automatic[name]), k)
+    if "candidates" in chosen:
+        return max(chosen["candidates"], k)
+    base, each = _AUTOMATIC[name]
+    return base + each * k
 
 
 def propose(
@@ -190,6 +198,25 @@ def _from_lists(
     pointers = [faiss.swig_ptr(array) for array in (lists, nearness, scores, rows)]
     index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, parameters)
     return rows
+
+
+def is_graph(index: Any | None) -> bool:
+    return index is not None and hasattr(index, "hnsw")
+
+
+class _Held:
+    """Lends numpy memory of a FAISS index, which stays for as long as an array of it does."""
+
+    def __init__(self, index: Any, values: NDArray[np.float32]) -> None:
+        self._index = index
+        self.__array_interface__ = {**values.__array_interface__, "data": (values.ctypes.data, True)}
+
+
+def vectors_of(graph: Any) -> NDArray[np.float32]:
+    """The vectors that a graph holds, float32 ``[n, dimension]``, not to be written."""
+    faiss = import_faiss()
+    values = faiss.rev_swig_ptr(faiss.downcast_index(graph.storage).get_xb(), graph.ntotal * graph.d)
+    return np.asarray(_Held(graph, values.reshape(graph.ntotal, graph.d)))
 
 
 def write(index: Any, path: Path) -> None:

@@ -53,7 +53,8 @@ class ApproximateIndex:
     def __init__(self, stored: StoredVectors, spec: Spec, index: Any | None, tuned: Tuned | None = None) -> None:
         self.spec = spec
         self.size, self.dimension = stored.values.shape
-        self._stored = stored
+        # A graph holds the vectors in memory, and those that it has just walked by are in the cache.
+        self._stored = stored.held_as(accelerators.vectors_of(index)) if accelerators.is_graph(index) else stored
         self._index = index
         self._tuned = tuned
         self._settings = accelerators.settings(spec, self.size, self.dimension)
@@ -132,8 +133,10 @@ class ApproximateIndex:
         if allowed is not None or self._index is None or count >= permitted or permitted * _SCANNED < self.size:
             return self._stored.scan(queries, k, mask)
         values = self._stored.check_queries(queries)
-        found = nothing(0)
         step = max(1, _PAIRS // count)
+        if len(values) <= step:
+            return self._search(values, k, count, permitted, mask)
+        found = nothing(0)
         for first in range(0, len(values), step):
             best = self._search(values[first : first + step], k, count, permitted, mask)
             found.rows.extend(best.rows)
@@ -157,9 +160,9 @@ class ApproximateIndex:
         if self._tuned is not None and k > DEPTH and "ef_search" in chosen:
             chosen = {**chosen, "ef_search": -(-chosen["ef_search"] * k // DEPTH)}
         rows = accelerators.propose(self._index, chosen, queries, count, mask)
-        best = self._stored.best(queries, rows, min(k, count))
-        found = best.found()
-        short = np.flatnonzero(best.counts < min(k, permitted))
-        if len(short):
+        found = self._stored.best(queries, rows, min(k, count))
+        wanted = min(k, permitted)
+        short = [number for number, some in enumerate(found.rows) if len(some) < wanted]
+        if short:
             place(found, short, self._stored.scan(queries[short], k, mask))
         return found

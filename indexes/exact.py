@@ -10,10 +10,10 @@ a product of matrices: a kernel compares row by row, and does the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,25 +117,6 @@ def longest(blocks: Iterator[NDArray[np.float32]], dimension: int) -> float:
     return float(np.sqrt(most * (1 + (dimension + 8) * UNIT) + dimension * 1e-37))
 
 
-class Best(NamedTuple):
-    """What the kernels found: the first ``counts[i]`` places of ``rows[i]`` (int64) and ``scores[i]`` (float32)."""
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def room(cls, queries: int, k: int) -> Best:
-        return cls(np.empty((queries, k), np.int64), np.empty((queries, k), np.float32), np.empty(queries, np.int64))
-
-    def found(self) -> Found:
-        counts = self.counts.tolist()
-        return Found(
-            [rows[:count] for rows, count in zip(self.rows, counts, strict=True)],
-            [scores[:count] for scores, count in zip(self.scores, counts, strict=True)],
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class StoredVectors:
     """Vectors, float32 ``[n, dim]``, an upper bound of their lengths, and where they lie, for messages."""
@@ -187,6 +168,12 @@ class StoredVectors:
         """The vectors where they are read quickest: in memory, once they have been copied there."""
         return self._resident if "_resident" in self.__dict__ else self.values
 
+    def held_as(self, values: NDArray[np.float32]) -> StoredVectors:
+        """The same, read from ``values``, which are equal to them and in memory."""
+        same = replace(self)
+        vars(same)["_resident"] = values
+        return same
+
     def check_payload(self) -> None:
         """Read all vectors and raise IndexDamagedError where one is longer than when it was written, or not finite."""
         dimension = self.values.shape[1]
@@ -199,7 +186,7 @@ class StoredVectors:
         if isinstance(queries, np.ndarray) and queries.shape == (1, dimension) and queries.dtype == np.float32:
             alone: NDArray[np.float32] = np.ascontiguousarray(queries)
             # Neither NaN nor infinity gets through, nor anything so long that its square is beyond float32.
-            if float(np.dot(alone[0], alone[0])) * self.longest < _LONGEST_SCORE and self.longest < _LONGEST_SCORE:
+            if float(np.vdot(alone, alone)) * self.longest < _LONGEST_SCORE > self.longest:
                 return alone
         values = _dense(queries)
         if values.shape[1] != dimension:
@@ -225,10 +212,10 @@ class StoredVectors:
         if not k:
             return nothing(len(values))
         if len(values) < _MULTIPLIED:
-            best = Best.room(len(values), k)
             mask = None if mask is None else np.ascontiguousarray(mask)
+            best = _room(len(values), k)
             self._expect(kernels.dense_scan(self.values.shape[1], self._quickest, self.longest, values, mask, *best))
-            return best.found()
+            return _found(*best)
         found = Found([], [])
         step = max(1, min(_MOST_QUERIES, _PAIRS // fetched(k, permitted)))
         for first in range(0, len(values), step):
@@ -237,11 +224,11 @@ class StoredVectors:
             found.scores.extend(best_of_some.scores)
         return found
 
-    def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Best:
+    def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:
         """The best ``k`` of the rows proposed for each query, int64 ``[queries, proposed]``, of which -1 stands for none."""
-        best = Best.room(len(queries), k)
+        best = _room(len(queries), k)
         self._expect(kernels.dense_best(self.values.shape[1], self._quickest, queries, rows, *best))
-        return best
+        return _found(*best)
 
     def _scores(
         self, queries: NDArray[np.float32], numbers: NDArray[np.int64], rows: NDArray[np.int64]
@@ -272,7 +259,7 @@ class StoredVectors:
         found, bounds, open_ = settle(scores, rows, error, k, permitted, score)
         for first in range(0, len(open_), _SIFTED):
             some = open_[first : first + _SIFTED]
-            place(found, some, self._sift(queries[some], bounds[some], k, mask))
+            place(found, some.tolist(), self._sift(queries[some], bounds[some], k, mask))
         return found
 
     def _nearest(
@@ -365,9 +352,9 @@ def sift(blocks: Iterable[Scored], bounds: NDArray[np.float64], k: int, score: S
     return found
 
 
-def place(found: Found, numbers: NDArray[np.int64], others: Found) -> None:
+def place(found: Found, numbers: Iterable[int], others: Found) -> None:
     """Put what was found for the queries ``numbers`` in the place of what is there."""
-    for at, number in enumerate(numbers.tolist()):
+    for at, number in enumerate(numbers):
         found.rows[number], found.scores[number] = others.rows[at], others.scores[at]
 
 
@@ -387,6 +374,22 @@ def _dense(vectors: Vectors) -> NDArray[np.float32]:
 def _lengths(values: NDArray[np.float32]) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.sqrt(np.multiply(values, values, dtype=np.float64).sum(axis=1))
     return lengths
+
+
+def _room(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Where the kernels write what they find: rows and scores, ``[queries, k]``, and how many, ``[queries]``."""
+    return np.empty((queries, k), np.int64), np.empty((queries, k), np.float32), np.empty(queries, np.int64)
+
+
+def _found(rows: NDArray[np.int64], scores: NDArray[np.float32], counts: NDArray[np.int64]) -> Found:
+    if len(counts) == 1:
+        count = int(counts[0])
+        return Found([rows[0, :count]], [scores[0, :count]])
+    ends = counts.tolist()
+    return Found(
+        [some[:end] for some, end in zip(rows, ends, strict=True)],
+        [some[:end] for some, end in zip(scores, ends, strict=True)],
+    )
 
 
 def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
