@@ -145,7 +145,7 @@ class ApproximateIndex:
 
     def tune(self, queries: Vectors, recall: float, k: int, live: Bitmap | None = None) -> Tuned | None:
         """What it takes to find this share of the ``k`` best of these queries, on the average; None where all is scanned."""
-        values, _ = self._stored.check_queries(queries)
+        values = self._stored.check_queries(queries)
         if self._index is None:
             return None
         return tune_for(self._stored, self._index, self.spec, values, recall, k, live)
