@@ -31,8 +31,9 @@ for name in names:
     if not name.endswith("__main__"):
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name not in ("torch", "transformers", "sentence_transformers"):
+        except ImportError as error:
+            absent = error.__cause__ or error
+            if absent.name not in ("torch", "transformers", "sentence_transformers", "sklearn"):
                 raise
             lacking.append(name)
 heavy = [name for name in ("torch", "transformers", "sentence_transformers", "faiss") if name in sys.modules]
@@ -40,6 +41,7 @@ print(json.dumps({"names": names, "lacking": lacking, "heavy": heavy}))
 """
 #: Modules of classes that extend those of torch and its kin: what uses them imports them within a function.
 _OF_TORCH = {
+    "retrievers.demonstrations.classifier",  # of scikit-learn, which comes with the same extra
     *(f"retrievers.encoders.{name}" for name in ("int8", "runtimes", "vocabulary_head")),
     *(
         f"retrievers.training.{name}"

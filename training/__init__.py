@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrievers.training.augmentation import augment as augment
+    from retrievers.training.extractive import ExtractiveGenerator as ExtractiveGenerator
     from retrievers.training.few_shot import FewShotCollator as FewShotCollator
     from retrievers.training.few_shot import FewShotSet as FewShotSet
     from retrievers.training.joining import Joiner as Joiner
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from retrievers.training.schedule import Schedule as Schedule
 
 _HOMES = {
+    "ExtractiveGenerator": "extractive",
     "FewShotCollator": "few_shot",
     "FewShotSet": "few_shot",
     "Joiner": "joining",
     "MetaTrainer": "meta",
     "Schedule": "schedule",
     "UnifiedQA": "joining",
+    "augment": "augmentation",
     "marginalize_sequence": "marginal",
     "marginalize_token": "marginal",
 }
