@@ -147,9 +147,10 @@ static int offer_rows(const Stored *stored, Query *query, const int64_t *rows, i
 /* Rows that were proposed, in any order; -1 stands for none. */
 static int best_of_rows(const Stored *stored, Query *query, const int64_t *proposed, int64_t count) {
     int64_t rows[CHUNK], filled = 0;
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++)
         if (proposed[i] < -1 || proposed[i] >= stored->n)
             return NO_ROW;
+    for (int64_t i = 0; i < count; i++) {
         if (proposed[i] >= 0)
             rows[filled++] = proposed[i];
         if (filled == CHUNK || (filled > 0 && i == count - 1)) {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
     LIMITS,
@@ -131,6 +131,7 @@ def test_the_best_of_blocks_equal_their_twin_and_sorting_everything(seed: int) -
 @needs_compiled
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32))
+@example(104042746)  # a row that is none after one whose score no float holds
 def test_products_in_float64_equal_their_twin_bit_for_bit(seed: int) -> None:
     case = dense_case(seed)
     assert run_dense(compiled_module(), case) == run_dense(_dense_numpy, case)

@@ -92,7 +92,9 @@ class DemonstrationClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DemonstrationError(f"{len(texts)} texts came with labels of shape {list(labels.shape)}")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The number of unique classes")  # an example of each is a use of this
+            warnings.filterwarnings(
+                "ignore", message="The number of unique classes"
+            )  # an example of each is a use of this
             check_classification_targets(labels)
         inside = np.ones(len(texts), np.bool_) if self.out_of_scope is None else labels != self.out_of_scope
         if not inside.any():
