@@ -7,9 +7,10 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ def _system() -> Any:
 
 
 _libc = _system()
+_PLAIN = re.compile(
+    rb"\{'descr': '([<>|]?[a-z][0-9]+)', 'fortran_order': (True|False), 'shape': \(((?:[0-9]+(?:, ?)?)*)\), \} *\n"
+)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -96,10 +100,7 @@ def _map(path: Path) -> NDArray[Any]:
     if _libc is None:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version not in _HEADERS:
-            raise ValueError(f"it has version {version} of the format")
-        shape, fortran, dtype = _HEADERS[version](file)
+        shape, fortran, dtype = _header(file)
         start, size = file.tell(), os.fstat(file.fileno()).st_size
         if dtype.hasobject or min(shape, default=0) < 0:
             raise ValueError(f"it describes {dtype} {list(shape)}")
@@ -110,6 +111,25 @@ def _map(path: Path) -> NDArray[Any]:
         stored = shape[::-1] if fortran else shape
         array = np.asarray(_Mapped(file.fileno(), start, stored, dtype))
         return array.T if fortran else array
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of an ``.npy`` file, which is read to where its elements begin.
+
+    What numpy writes is read here: numpy itself has Python parse it, which raises SystemError in Python 3.11 where several
+    threads parse at once.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"it has version {version} of the format")
+    start = file.tell()
+    if version == (1, 0):
+        plain = _PLAIN.fullmatch(file.read(int.from_bytes(file.read(2), "little")))
+        if plain is not None:
+            lengths = (int(length) for length in plain[3].split(b",") if length.strip())
+            return tuple(lengths), plain[2] == b"True", np.dtype(plain[1].decode())
+        file.seek(start)
+    return _HEADERS[version](file)
 
 
 def refuse_open_files(path: Path, error: Exception) -> None:
