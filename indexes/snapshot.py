@@ -63,9 +63,17 @@ class Snapshot:
             if reuse is None or reuse.spec != self.spec
             else {segment.record.name: segment for segment in reuse.segments}
         )
-        self.segments: list[Segment] = [
-            Segment.open(root, record, self.spec, self.kind, known.get(record.name)) for record in manifest.segments
-        ]
+        self.segments: list[Segment] = []
+        try:
+            for record in manifest.segments:
+                self.segments.append(Segment.open(root, record, self.spec, self.kind, known.get(record.name)))
+        except BaseException:
+            # Not left to the collector of garbage: the files of those that did open may be what another try lacks.
+            shared = {id(segment.store) for segment in known.values()}
+            for segment in self.segments:
+                if id(segment.store) not in shared:
+                    segment.close()
+            raise
         sizes = [segment.size for segment in self.segments]
         self._starts: list[int] = [0, *np.cumsum(sizes, dtype=np.int64).tolist()][: len(sizes)]
         self._statistics: Statistics | None = None

@@ -23,6 +23,7 @@ from retrievers.errors import IndexClosedError, QueryError, SpecError, UnknownId
 from retrievers.explanations import Explanation, explain
 from retrievers.indexes import bitmaps
 from retrievers.indexes.approximate import ApproximateIndex
+from retrievers.indexes.arrays import refuse_open_files
 from retrievers.indexes.kinds import default_index, import_for, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot, Threshold
@@ -116,8 +117,10 @@ class Retriever:
         retriever._options = {"device": device, "dtype": dtype, "workers": workers}
         try:
             retriever._prepare()
-        except BaseException:
+        except BaseException as error:
             snapshot.close()
+            if isinstance(error, OSError):
+                refuse_open_files(root, error)  # an encoder opens files of its own
             raise
         return retriever
 
