@@ -7,6 +7,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrievers import Demonstration
 
 Qrels = dict[str, dict[str, int]]
 
@@ -20,6 +24,14 @@ def folder(name: str) -> Path:
     if not path.is_dir():
         sys.exit(f"{path} does not exist")
     return path
+
+
+def pool(name: str, split: str, output: str = "label") -> list[Demonstration]:
+    """A split of a pool of demonstrations, whose lines have the input in ``text``."""
+    from retrievers import read_demonstrations
+
+    [place] = folder(name).glob(f"{split}.jsonl*")
+    return list(read_demonstrations(place, task=name, input="text", output=output))
 
 
 def queries(name: str, split: str = "test") -> tuple[dict[str, str], Qrels]:

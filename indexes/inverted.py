@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.impacts import encode16
 from retrievers.indexes.kernels import Payload
 from retrievers.indexes.postings import MOST_ROWS, Chunk, Postings, assemble, from_vectors, merged
+from retrievers.indexes.postings_search import Looked, search_postings, search_postings_within
 from retrievers.indexes.protocol import Found
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
@@ -33,26 +34,6 @@ from retrievers.vectors import Vectors, check, count, dimension
 _META = "inverted.json"
 _FREQUENCIES = {8: Payload.FREQUENCIES_8, 16: Payload.FREQUENCIES_16, 32: Payload.FREQUENCIES_32}
 _DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32}
-_LARGE = 1 << 12
-_BATCH = 1 << 22  # results that one call of a kernel may hold
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What a search that may give up a part has looked at.
-
-    The rows of a segment are read, or not, by slices of eight. Those that hold a term of the query and a permitted row are
-    counted, those that were read, and the permitted rows of both; of postings all that the query's terms have.
-    """
-
-    slices: int
-    slices_read: int
-    documents: int
-    documents_read: int
-    postings: int
-    postings_read: int
-    ceiling: float
-    """The most that a row can score that was not read, 0 where there is none."""
 
 
 class InvertedIndex:
@@ -158,7 +139,9 @@ class InvertedIndex:
         places, weights, offsets = self._look_up(queries)
         kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         mask = _mask(self.size, allowed, live)
-        return _search(self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared)
+        return search_postings(
+            self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared
+        )
 
     def search_within(
         self,
@@ -181,7 +164,9 @@ class InvertedIndex:
         kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         mask = _mask(self.size, allowed, live)
         limits = least, give_up, seconds
-        return _within(self._postings, kind, places, weights, k, mask, self._block_max, None, self._sliced, limits)
+        return search_postings_within(
+            self._postings, kind, places, weights, k, mask, self._block_max, None, self._sliced, limits
+        )
 
     def prepare(self) -> None:
         """Make now the room for what searches keep of the postings, which takes milliseconds of the first."""
@@ -285,7 +270,7 @@ class LexicalIndex:
         prepared = self.prepare(norms)
         found = _look_up(self._postings, queries, self.dimension)
         mask = _mask(self.size, allowed, live)
-        return _search(self._postings, self._kind, *found, k, mask, None, norms, prepared)
+        return search_postings(self._postings, self._kind, *found, k, mask, None, norms, prepared)
 
     def search_within(
         self,
@@ -308,7 +293,7 @@ class LexicalIndex:
         places, weights, _ = _look_up(self._postings, query, self.dimension)
         mask = _mask(self.size, allowed, live)
         limits = least, give_up, seconds
-        return _within(self._postings, self._kind, places, weights, k, mask, None, norms, sliced, limits)
+        return search_postings_within(self._postings, self._kind, places, weights, k, mask, None, norms, sliced, limits)
 
     def explain(
         self, query: Vectors, row: int, norms: NDArray[np.float32]
@@ -456,70 +441,3 @@ def _common(
     ]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
-
-
-def _search(
-    postings: Postings,
-    kind: Payload,
-    places: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    k: int,
-    mask: Bitmap | None,
-    block_max: NDArray[Any] | None,
-    norms: NDArray[np.float32] | None,
-    prepared: Any,
-) -> Found:
-    """Call the kernel, for so many queries at a time that their results stay small."""
-    if k < 1:
-        raise QueryError(f"k={k}: ask for 1 hit or more")
-    queries = len(offsets) - 1
-    blocks = postings.term_blocks
-    k = max(1, min(k, postings.n))
-    if k > _LARGE:  # no query finds more rows than its terms have postings
-        reached = np.zeros(len(places) + 1, np.int64)
-        np.cumsum(postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]], out=reached[1:])
-        k = max(_LARGE, min(k, int(np.diff(reached[offsets]).max()) if queries else 0))
-    found = Found([], [])
-    step = max(1, _BATCH // k)
-    for first in range(0, queries, step):
-        some = offsets[first : first + step + 1]
-        batch = len(some) - 1
-        rows, scores = np.empty(batch * k, np.int64), np.empty(batch * k, np.float32)
-        counts = np.zeros(batch, np.int64)
-        kernels.inverted_search(
-            int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start,
-            postings.block_range, block_max, norms, mask, places, weights, some, rows, scores, counts, prepared,
-        )  # fmt: skip
-        for number, size in enumerate(counts.tolist()):
-            at = slice(number * k, number * k + size)
-            found.rows.append(rows[at].copy())
-            found.scores.append(scores[at].copy())
-    return found
-
-
-def _within(
-    postings: Postings,
-    kind: Payload,
-    places: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    k: int,
-    mask: Bitmap | None,
-    block_max: NDArray[Any] | None,
-    norms: NDArray[np.float32] | None,
-    sliced: Any,
-    limits: tuple[float, float, float],
-) -> tuple[Found, Looked]:
-    """Call the kernel for one query."""
-    if k < 1:
-        raise QueryError(f"k={k}: ask for 1 hit or more")
-    blocks = postings.term_blocks
-    reached = int((postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]]).sum())
-    k = max(1, min(k, postings.n, reached))  # no query finds more rows than its terms have postings
-    rows, scores, counts = np.empty(k, np.int64), np.empty(k, np.float32), np.zeros(1, np.int64)
-    slices, slices_read, documents, documents_read, read, ceiling = kernels.inverted_within(
-        int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start, postings.block_range,
-        block_max, norms, mask, places, weights, np.array([0, len(places)]), rows, scores, counts, *limits, sliced,
-    )  # fmt: skip
-    found = Found([rows[: counts[0]]], [scores[: counts[0]]])
-    return found, Looked(slices, slices_read, documents, documents_read, reached, read, ceiling)

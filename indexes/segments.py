@@ -21,11 +21,12 @@ from retrievers.indexes import bitmaps
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.files import check_quickly, seal
-from retrievers.indexes.inverted import InvertedIndex, LexicalIndex, Looked
+from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
 from retrievers.indexes.kinds import index_class
 from retrievers.indexes.manifest import Deletions, SegmentRecord
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
+from retrievers.indexes.postings_search import Looked
 from retrievers.indexes.protocol import Found, Index
 from retrievers.indexes.store import DocumentStore, Entry, write_store
 from retrievers.specs import Spec
@@ -90,6 +91,13 @@ class Segment:
 
     def is_live(self, row: int) -> bool:
         return self.live is None or bool(self.live[row >> 3] >> (row & 7) & 1)
+
+    def entries(self) -> Iterator[Entry]:
+        """The live documents, by ascending id, without holding them all."""
+        mask = self.mask
+        for row, entry in self.store.entries():
+            if mask[row]:
+                yield entry
 
     def permitted(self, condition: Filter) -> NDArray[np.bool_]:
         """The live rows that a filter permits, bool ``[size]``."""
@@ -251,7 +259,7 @@ def merge_segments(
         maps[number][row] = new
     parts = [(segment.index, rows) for segment, rows in zip(segments, maps, strict=True)]
     index = index_class(spec, kind).merge(parts, spec)
-    entries = [_entries(segment) for segment in segments]
+    entries = [segment.entries() for segment in segments]
     return _write(root, name, index, through(merge_sorted(*entries, key=lambda entry: entry.document.id)))
 
 
@@ -289,14 +297,6 @@ def _write(root: Path, name: str, index: Index, entries: Iterable[Entry]) -> Seg
     index.save(folder / "index")
     write_store(folder, entries)
     return SegmentRecord(name, index.size, seal(folder))
-
-
-def _entries(segment: Segment) -> Iterator[Entry]:
-    """The live documents of a segment, by ascending id, without holding them all."""
-    mask = segment.mask
-    for row, entry in segment.store.entries():
-        if mask[row]:
-            yield entry
 
 
 def _live_ids(number: int, segment: Segment) -> Iterator[tuple[str, int, int]]:

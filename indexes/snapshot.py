@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.bm25 import Bm25
+from retrievers.conditions import Filter
 from retrievers.documents import Document
 from retrievers.errors import IndexDamagedError
+from retrievers.indexes import bitmaps
+from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.files import check_quickly
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.manifest import ENCODER, Manifest
@@ -119,6 +122,23 @@ class Snapshot:
         """Do now what the first search would wait for."""
         for number, segment in enumerate(self.segments):
             segment.prepare(self.norms(number))
+
+    def all_documents(self) -> Iterator[Document]:
+        """The live documents, segment after segment, without holding them all."""
+        for segment in self.segments:
+            for entry in segment.entries():
+                yield entry.document
+
+    def permitted(self, condition: Filter | None) -> Iterator[tuple[int, Segment, Bitmap | None]]:
+        """The segments in which a filter permits anything, with their numbers and bitmaps; all, without one, for None."""
+        for number, segment in enumerate(self.segments):
+            allowed = None
+            if condition is not None:
+                mask = segment.permitted(condition)
+                if not mask.any():
+                    continue
+                allowed = bitmaps.pack(mask)
+            yield number, segment, allowed
 
     def locate(self, id: str) -> tuple[int, int] | None:
         """The segment and row of the live document with this id."""

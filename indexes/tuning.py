@@ -96,9 +96,7 @@ def tune_for(
 ) -> Tuned:
     """As :func:`tune`, for the ``k`` best of these queries, float32 ``[queries, dim]``, among the live rows."""
     n, dimension = stored.values.shape
-    chosen = accelerators.settings(
-        Spec(spec.name, {name: value for name, value in spec.parameters.items() if name != "recall"}), n, dimension
-    )
+    chosen = accelerators.settings(spec, n, dimension)
     everything = bitmaps.pack(np.ones(n, np.bool_)) if live is None else live
     trial = _Trial(stored, index, chosen, queries, everything, live, k)
     recall, values = _choose(trial, spec, chosen, wanted)

@@ -10,8 +10,7 @@ from typing import TypeGuard
 from retrievers.conditions import Filter
 from retrievers.documents import Hit, found_hit
 from retrievers.errors import QueryError, UnsupportedSearchError
-from retrievers.indexes import bitmaps
-from retrievers.indexes.inverted import Looked
+from retrievers.indexes.postings_search import Looked
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.snapshot import Snapshot, Threshold
 from retrievers.vectors import Vectors
@@ -66,15 +65,7 @@ def search_partly(
     snapshot: Snapshot, query: Vectors, k: int, condition: Filter | None, give_up: float, seconds: float
 ) -> PartialSearch:
     """Search the segments of an inverted index for one query, each with its share of what is left of the time."""
-    parts = []
-    for number, segment in enumerate(snapshot.segments):
-        allowed = None
-        if condition is not None:
-            mask = segment.permitted(condition)
-            if not mask.any():
-                continue
-            allowed = bitmaps.pack(mask)
-        parts.append((number, segment, allowed))
+    parts = list(snapshot.permitted(condition))
     end = time.monotonic() + seconds
     rows = sum(segment.size for _, segment, _ in parts)
     threshold = Threshold(1, k)

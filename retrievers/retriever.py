@@ -21,7 +21,6 @@ from retrievers.encoders import (
 )
 from retrievers.errors import IndexClosedError, QueryError, SpecError, UnknownIdError, VectorError
 from retrievers.explanations import Explanation, explain
-from retrievers.indexes import bitmaps
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.arrays import refuse_open_files
 from retrievers.indexes.kinds import default_index, import_for, parse_index_spec
@@ -318,6 +317,21 @@ class Retriever:
         self.refresh()
         return len(set(wanted))
 
+    def replace(self, documents: Iterable[Document], *, memory: int = DEFAULT_MEMORY) -> int:
+        """Put documents in place of those with the same ids, all in one commit; returns how many.
+
+        Raises UnknownIdError where an id is not in the index, and DuplicateIdError, DocumentError and WriterLockedError as
+        :meth:`add` does; then nothing is changed.
+        """
+        changed = list(documents)
+        encoder = self.encoder
+        with self._writer() as writer:
+            missing = writer.replace(encoder, changed, memory)
+        if missing:
+            raise _unknown(missing, self._root)
+        self.refresh()
+        return len(changed)
+
     def merge(self, *, memory: int = DEFAULT_MEMORY) -> int:
         """Fold the segments into as few as ``memory`` (bytes) allows, without the deleted; returns how many are left.
 
@@ -432,13 +446,7 @@ def search_vectors(snapshot: Snapshot, queries: Vectors, k: int, condition: Filt
     n = count(queries)
     found: list[tuple[int, Any]] = []
     threshold = Threshold(n, k) if snapshot.uses_threshold(k) else None
-    for number, segment in enumerate(snapshot.segments):
-        allowed = None
-        if condition is not None:
-            mask = segment.permitted(condition)
-            if not mask.any():
-                continue
-            allowed = bitmaps.pack(mask)
+    for number, segment, allowed in snapshot.permitted(condition):
         floor = None if threshold is None else threshold.scores
         part = segment.search(queries, k, allowed=allowed, norms=snapshot.norms(number), floor=floor)
         found.append((number, part))

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from retrievers.assembly import Assembly, check_memory
-from retrievers.documents import Document
+from retrievers.documents import Document, check_document
 from retrievers.encoders import Encoder, check_same, store_encoder
 from retrievers.errors import (
     BuildChangedError,
@@ -175,25 +175,54 @@ class Writer:
     def add(self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None) -> int:
         """Index more documents, in one commit; returns how many."""
         self._refuse_unfinished("add to")
+        records, done = self._written(encoder, documents, memory, progress, new=True)
+        if records:
+            self._commit((*self._manifest.segments, *records))
+        return done
+
+    def replace(self, encoder: Encoder, documents: Sequence[Document], memory: int) -> list[str]:
+        """Put documents in place of those with their ids, in one commit, unless some are unknown, as in :meth:`delete`."""
+        self._refuse_unfinished("change")
+        places: dict[str, str] = {}
+        for number, document in enumerate(documents, 1):
+            place = f"document {number}"
+            if places.setdefault(check_document(document, place).id, place) != place:
+                raise duplicate(document.id, places[document.id], place)
+        left, missing = self._without(list(places))
+        if places and not missing:
+            records, _ = self._written(encoder, documents, memory, None, new=False)
+            self._commit((*left, *records))
+        return missing
+
+    def _written(
+        self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None, *, new: bool
+    ) -> tuple[tuple[SegmentRecord, ...], int]:
+        """Segments of documents, whose ids must not be taken where they are ``new``, and how many documents there are."""
         collection = self._collection = _Collection(self._root)
         growing = _Growing(self, collection, (), lambda segments, ids: None)
         done = 0
         with Assembly(self._kind, memory, growing) as assembly:
             for batch in _batches(documents):
-                collection.refuse_known(batch)
+                if new:
+                    collection.refuse_known(batch)
                 assembly.admit(batch)
                 assembly.extend(batch, _encode(encoder, batch, None))
                 done += len(batch)
                 if progress is not None:
                     progress(done)
             assembly.finish()
-        if growing.records:
-            self._commit((*self._manifest.segments, *growing.records))
-        return done
+        return growing.records, done
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete documents, in one commit, unless some are unknown: then nothing is deleted and those are returned."""
         self._refuse_unfinished("delete from")
+        records, missing = self._without(ids)
+        if ids and not missing:
+            self._commit(records)
+        return missing
+
+    def _without(self, ids: Sequence[str]) -> tuple[tuple[SegmentRecord, ...], list[str]]:
+        """The segments without the documents with these ids, and which of the ids are unknown: then nothing is written."""
         snapshot = Snapshot.open(self._root)
         left = dict.fromkeys(ids)
         found: list[list[int]] = []
@@ -203,8 +232,8 @@ class Writer:
             found.append(list(live.values()))
             for id in live:
                 del left[id]
-        if left or not ids:
-            return list(left)
+        if left:
+            return (), list(left)
         records = []
         for number, (segment, rows) in enumerate(zip(snapshot.segments, found, strict=True)):
             record = segment.record
@@ -212,8 +241,7 @@ class Writer:
                 record = write_deletions(self._root, f"{self._manifest.generation + 1:06d}-{number}", segment, rows)
             if record.deletions is None or record.deletions.count < record.documents:
                 records.append(record)
-        self._commit(tuple(records))
-        return []
+        return tuple(records), []
 
     def merge(self, memory: int) -> int:
         """Fold segments, each fold in one commit; returns how many are left."""

@@ -17,7 +17,7 @@ from retrievers.training.augmentation import Augmentation, augment
 from retrievers.training.extractive import ExtractiveGenerator
 from retrievers.training.generated import REASONS, fault, first_line, repeated
 from retrievers.training.near_duplicates import jaccard, normal_form
-from retrievers.training.prompts import Prompt, Template
+from retrievers.training.prompts import QueryPrompt, QueryTemplate
 from retrievers.training.sets import TrainingSet
 from retrievers.training.sources import sources_of
 
@@ -65,7 +65,7 @@ class Told:
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        self.prompts: list[Prompt] = []
+        self.prompts: list[QueryPrompt] = []
         self.calls: list[int] = []
 
     def __call__(self, prompts: list[str]) -> list[Any]:
@@ -309,12 +309,12 @@ def test_seeds_are_found_by_text_and_queries_of_several_passages_are_one(pool: R
 
 def test_templates_write_what_they_say_and_refuse_what_they_cannot() -> None:
     target = Document("t", "one {two}  three\nfour", "Title")
-    template = Template("{{{query}}} <- {passage}", "? <- {passage}", between=" | ", longest=13)
+    template = QueryTemplate("{{{query}}} <- {passage}", "? <- {passage}", between=" | ", longest=13)
     prompt = template.prompt([("a\nb", "p " * 20)], target)
     assert prompt == "{a b} <- p p p p p p p | ? <- Title one"
     assert prompt.target is target
     assert prompt.demonstrations == (("a\nb", "p " * 20),)
-    assert Template(longest=3).prompt([], target) == "Passage: Tit\nQuery:"
+    assert QueryTemplate(longest=3).prompt([], target) == "Passage: Tit\nQuery:"
     for options, message in (
         ({"target": "{query}"}, r"target '\{query\}' must hold \{passage\}, and has \{query\}"),
         ({"demonstration": "none"}, r"must hold \{query\} and \{passage\}, and has neither"),
@@ -322,7 +322,7 @@ def test_templates_write_what_they_say_and_refuse_what_they_cannot() -> None:
         ({"longest": 0}, "longest is 0"),
     ):
         with pytest.raises(TrainingDataError, match=message):
-            Template(**options)  # type: ignore[arg-type]
+            QueryTemplate(**options)  # type: ignore[arg-type]
 
 
 def test_texts_are_read_and_judged_by_their_form() -> None:
@@ -353,7 +353,7 @@ def test_texts_are_read_and_judged_by_their_form() -> None:
 
 def test_extracted_queries_have_the_form_of_demonstrations_and_words_of_the_passage(pool: Retriever) -> None:
     generate = ExtractiveGenerator(pool, seeds(pool))
-    template = Template()
+    template = QueryTemplate()
     target = pool.get("falcon-meadow")
     shown = [(query, pool.get(id).content) for query, id in SEEDS]
     # The title of the seed's passage gives way to that of the target.
@@ -383,7 +383,7 @@ def test_a_form_is_chosen_that_fits_the_passage(tmp_path: Path) -> None:
             ("The cure of measles is rest.", "How to cure measles?"),
         ):
             for shown in (some, some[::-1]):
-                assert generate([Template().prompt(shown, Document("t", target))]) == [expected]
+                assert generate([QueryTemplate().prompt(shown, Document("t", target))]) == [expected]
 
 
 def test_a_student_trains_on_what_the_extractive_generator_wrote(pool: Retriever, tmp_path: Path) -> None:

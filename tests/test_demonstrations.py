@@ -13,6 +13,7 @@ from retrievers import Demonstration, DemonstrationBank, Selected, read_demonstr
 from retrievers.demonstrations.features import Features
 from retrievers.encoders.lexical import LexicalEncoder
 from retrievers.errors import DemonstrationError, QueryError, SourceNotFoundError, UnknownIdError
+from retrievers.indexes.manifest import Manifest
 from retrievers.training.near_duplicates import jaccard, normal_form
 from retrievers.vectors import Kind
 
@@ -263,7 +264,9 @@ def test_never_selects_planted_duplicates_nor_evaluation_data(real: Demonstratio
         assert "control" in _ids(real.select(inputs[0], 8))
         real.delete("control")
         # What is marked afterwards is gone from every selection, for any input.
+        before = Manifest.read(real.retriever.path).generation
         found = real.mark_evaluation(inputs)
+        assert Manifest.read(real.retriever.path).generation == before + 1  # a process killed midway loses nothing
         assert {f"{kind}/{n}" for kind in ("same", "case", "near") for n in range(40)} <= set(found)
         assert real.mark_evaluation(inputs) == []
         assert all(real.get(id).evaluation for id in found)

@@ -33,6 +33,7 @@ from retrievers.errors import (
     WriterLockedError,
 )
 from retrievers.filters import matches, parse_filter
+from retrievers.indexes.manifest import Manifest
 from retrievers.writer import Writer
 
 KINDS = ["lexical", "dense", "sparse", "multi-vector"]
@@ -424,3 +425,32 @@ def test_broken_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VectorError, match="NaN"):
         Retriever.build(tmp_path / "idx", collection(3), encoder=Broken("dense"))
     assert not (tmp_path / "idx").exists()
+
+
+@pytest.mark.parametrize("index", ["bm25", "dense"])
+def test_documents_are_replaced_in_one_commit(tmp_path: Path, index: str) -> None:
+    encoder = "bm25" if index == "bm25" else HashEncoder("dense")
+    documents = [Document(f"d{n}", f"word{n} common", metadata={"n": n}) for n in range(40)]
+    with Retriever.build(tmp_path / "idx", documents, encoder=encoder) as retriever:
+        generation = Manifest.read(tmp_path / "idx").generation
+        changed = [Document(f"d{n}", f"changed{n} common", metadata={"n": -n}) for n in (3, 30)]
+        assert retriever.replace(changed) == 2
+        assert Manifest.read(tmp_path / "idx").generation == generation + 1
+        assert len(retriever) == 40
+        assert [retriever.get(one.id) for one in changed] == changed
+        fresh = Retriever.build(
+            tmp_path / "fresh", [*(one for one in documents if one.id not in ("d3", "d30")), *changed], encoder=encoder
+        )
+        for query in ("word3 common", "changed30 common", "common"):
+            assert retriever.search(query, 40) == fresh.search(query, 40)
+        fresh.close()
+        for refused, error in (
+            ([changed[0], Document("new", "text")], UnknownIdError),
+            ([changed[0], changed[0]], DuplicateIdError),
+            ([changed[0], Document("d4", 3)], DocumentError),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(error):
+                retriever.replace(refused)
+        assert retriever.replace([]) == 0
+        assert Manifest.read(tmp_path / "idx").generation == generation + 1
+        assert retriever.get("d4") == documents[4]

@@ -19,7 +19,6 @@ from retrievers.training.generated import (
     AugmentationReport,
     Dropped,
     Generated,
-    Near,
     check_texts,
     fault,
     first_line,
@@ -27,8 +26,9 @@ from retrievers.training.generated import (
     repeated,
 )
 from retrievers.training.mining import mine
-from retrievers.training.prompts import Generate, Pair, Prompt, Template
-from retrievers.training.seeds import Seed, checked_pairs, documents_of, find_seeds, text_key
+from retrievers.training.near_duplicates import NearTexts
+from retrievers.training.prompts import Generate, Pair, QueryPrompt, QueryTemplate
+from retrievers.training.seeds import Seed, checked_pairs, find_seeds, text_key
 from retrievers.training.sets import TrainingSet
 from retrievers.training.strata import Strata, lot
 
@@ -61,7 +61,7 @@ def augment(
     targets: int = 20,
     depth: int = 100,
     demonstrations: int = 4,
-    template: Template | None = None,
+    template: QueryTemplate | None = None,
     words: tuple[int, int] = (2, 64),
     near: float = NEAR,
     judge: Retriever | None = None,
@@ -107,8 +107,8 @@ def augment(
         raise TrainingDataError(f"the build of {pool.path} was stopped: finish it before augmenting with it")
     strata = Strata.parse(negatives) if isinstance(negatives, str) else negatives
     given = find_seeds(seeds, pool)
-    secret = Near(evaluation, near)
-    leaking = secret([one.query for one in given])
+    secret = NearTexts.of(evaluation, near)
+    leaking = secret.near([one.query for one in given])
     known = [one for number, one in enumerate(given) if number not in leaking]
     if not known:
         raise TrainingDataError(
@@ -122,7 +122,7 @@ def augment(
             f"{checked.path} holds none of the {len(found)} targets: judge by an index of the collection"
         )
     shown = _demonstrations(known, examples, pool, demonstrations - 1, secret)
-    writer = Template() if template is None else template
+    writer = QueryTemplate() if template is None else template
     prompts = [
         writer.prompt([*shown[number], (known[number].query, known[number].document.content)], target)
         for number, target in found
@@ -131,7 +131,7 @@ def augment(
     texts = [first_line(text) for text in _texts(generate, prompts, batch, progress)]
     kept = _by_form(texts, prompts, words, dropped)
     seen = {query for pairs in shown for query, _ in pairs} | {one.query for one in known}
-    kept = _apart(kept, texts, Near(sorted(seen), near), "seed", dropped)
+    kept = _apart(kept, texts, NearTexts.of(sorted(seen), near), "seed", dropped)
     kept = _apart(kept, texts, secret, "evaluation", dropped)
     ranks = ranks_of(checked, [(texts[at], prompts[at].target) for at in kept], rank)
     for at, place in zip(kept, ranks, strict=True):
@@ -212,7 +212,7 @@ def _demonstrations(
     examples: DemonstrationBank | Iterable[tuple[str, str | Document]],
     pool: Retriever,
     count: int,
-    secret: Near,
+    secret: NearTexts,
 ) -> list[list[Pair]]:
     """The pairs that are shown beside each seed, the nearest last, none of them near an evaluation query."""
     passages = [one.document.content for one in seeds]
@@ -236,11 +236,11 @@ def _demonstrations(
         return _selected(bank, passages, count, secret)
 
 
-def _selected(bank: DemonstrationBank, passages: Sequence[str], count: int, secret: Near) -> list[list[Pair]]:
+def _selected(bank: DemonstrationBank, passages: Sequence[str], count: int, secret: NearTexts) -> list[list[Pair]]:
     # A bank selects nothing that is near its input, and so not the pair of the passage itself.
     found = []
     for selected in bank.select(passages, count):
-        leaking = secret([one.demonstration.output for one in selected])
+        leaking = secret.near([one.demonstration.output for one in selected])
         found.append(
             [
                 (one.demonstration.output, one.demonstration.input)
@@ -252,7 +252,7 @@ def _selected(bank: DemonstrationBank, passages: Sequence[str], count: int, secr
 
 
 def _texts(
-    generate: Generate, prompts: Sequence[Prompt], batch: int, progress: Callable[[int], None] | None
+    generate: Generate, prompts: Sequence[QueryPrompt], batch: int, progress: Callable[[int], None] | None
 ) -> Iterator[str]:
     for first in range(0, len(prompts), batch):
         some = list(prompts[first : first + batch])
@@ -261,7 +261,9 @@ def _texts(
             progress(first + len(some))
 
 
-def _by_form(texts: Sequence[str], prompts: Sequence[Prompt], words: tuple[int, int], dropped: Dropped) -> list[int]:
+def _by_form(
+    texts: Sequence[str], prompts: Sequence[QueryPrompt], words: tuple[int, int], dropped: Dropped
+) -> list[int]:
     kept = []
     for at, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         reason = fault(text, prompt.target.text or prompt.target.title, words)
@@ -272,8 +274,8 @@ def _by_form(texts: Sequence[str], prompts: Sequence[Prompt], words: tuple[int, 
     return kept
 
 
-def _apart(kept: Sequence[int], texts: Sequence[str], known: Near, reason: str, dropped: Dropped) -> list[int]:
-    near = known([texts[at] for at in kept])
+def _apart(kept: Sequence[int], texts: Sequence[str], known: NearTexts, reason: str, dropped: Dropped) -> list[int]:
+    near = known.near([texts[at] for at in kept])
     for number, at in enumerate(kept):
         if number in near:
             dropped.add(reason, texts[at])
@@ -287,6 +289,6 @@ def _stored(folder: str | Path, seeds: Sequence[Seed], made: Sequence[Generated]
     return TrainingSet.build(
         folder,
         [*((id, query) for query, id in ids.items()), *((id, one.query) for id, one in more)],
-        documents_of(pool),
+        pool.snapshot.all_documents(),
         [*pairs, *((id, one.document) for id, one in more)],
     )

@@ -15,8 +15,8 @@ from retrievers.documents import Document
 from retrievers.encoders.lexical import LexicalEncoder, column
 from retrievers.errors import GenerationError
 from retrievers.retriever import Retriever
-from retrievers.training.prompts import Prompt
-from retrievers.training.seeds import Seed, documents_of, find_seeds
+from retrievers.training.prompts import QueryPrompt
+from retrievers.training.seeds import Seed, find_seeds
 
 _WORD = re.compile(r"\w+(?:['’./+#-]\w+)*[+#]*")
 _END = re.compile(r"[.!?;:]\s|[\n()\[\]{}\"“”|]")  # no phrase goes across
@@ -74,7 +74,7 @@ class ExtractiveGenerator:
     ) -> None:
         self._lexical = LexicalEncoder(language=language)
         self._terms_of: dict[str, tuple[str, ...]] = {}
-        self._documents, self._frequency = self._counted(documents_of(pool))
+        self._documents, self._frequency = self._counted(pool.snapshot.all_documents())
         known = find_seeds(seeds, pool)
         words = [tuple(word.casefold() for word in _WORD.findall(seed.query)) for seed in known]
         self._openings = _common(found[:size] for found in words for size in range(1, min(len(found), _FORM)))
@@ -90,15 +90,15 @@ class ExtractiveGenerator:
         """
         found = []
         for number, prompt in enumerate(prompts):
-            if not isinstance(prompt, Prompt):
+            if not isinstance(prompt, QueryPrompt):
                 raise GenerationError(
                     f"prompt {number} is a plain {type(prompt).__name__}, {prompt!r:.80}: the extractive generator reads the "
-                    "parts of Prompts, as Template.prompt makes them"
+                    "parts of Prompts, as QueryTemplate.prompt makes them"
                 )
             found.append(self._query(prompt))
         return found
 
-    def _query(self, prompt: Prompt) -> str:
+    def _query(self, prompt: QueryPrompt) -> str:
         met = set(self._lexical.tokenize(prompt.target.content))
         forms = [self._form(query) for query, _ in reversed(prompt.demonstrations)]
         best = max([form for form in forms if form.slots] or [_BARE], key=lambda form: self._fit(form, met))

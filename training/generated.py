@@ -137,17 +137,6 @@ def fault(query: str, passage: str, words: tuple[int, int]) -> str | None:
     return "long" if length > words[1] else None
 
 
-class Near:
-    """Tells the texts that are near one of some that are known."""
-
-    def __init__(self, texts: Iterable[str], near: float) -> None:
-        self._table = NearTexts([normal_form(text) for text in texts], near)
-
-    def __call__(self, texts: Sequence[str]) -> set[int]:
-        """The places of those that are near."""
-        return set(self._table.find([normal_form(text) for text in texts]).asked.tolist())
-
-
 def repeated(texts: Sequence[str], near: float) -> set[int]:
     """The places of texts that are near an earlier one that stays."""
     forms = [normal_form(text) for text in texts]

@@ -9,8 +9,8 @@ the rarest members first, few pairs are left to be compared in full. Unlike MinH
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import regex
@@ -20,6 +20,7 @@ _OTHER = regex.compile(r"(?:[^\p{L}\p{M}\p{N}]|\p{Default_Ignorable_Code_Point})
 _ASCII = {code: None for code in range(128) if not chr(code).isalnum()}
 _BITS = 21  # of a character
 _AT_ONCE = 1 << 20  # trigrams of pairs that are compared at a time
+_ASKED = 1 << 14  # texts that are compared with the table at a time
 _SLACK = 1e-9  # lengths and ratios are compared as floats
 
 Ints = NDArray[np.int64]
@@ -110,6 +111,11 @@ class NearTexts:
         order = np.lexsort((owner[prefix], ranks[prefix]))
         self._keys, self._owners = ranks[prefix][order], owner[prefix][order]
 
+    @classmethod
+    def of(cls, texts: Iterable[str], near: float) -> Self:
+        """A table of texts as they are written."""
+        return cls([normal_form(text) for text in texts], near)
+
     def find(self, texts: Sequence[str]) -> Matches:
         """All pairs of these texts, in normal form, and those of the table whose coefficient is ``near`` or more."""
         grams = trigrams(texts)
@@ -135,6 +141,14 @@ class NearTexts:
         left, right, similarity = (np.concatenate(part) for part in zip(*found, strict=True))
         _, first = np.unique(left * len(self._sizes) + right, return_index=True)
         return Matches(left[first], right[first], similarity[first])
+
+    def near(self, texts: Sequence[str]) -> set[int]:
+        """The places of those of these texts, as they are written, that are within ``near`` of one of the table."""
+        return {
+            first + place
+            for first in range(0, len(texts), _ASKED)
+            for place in self.find([normal_form(text) for text in texts[first : first + _ASKED]]).asked.tolist()
+        }
 
     def _prefix(self, owner: Ints, sizes: Ints) -> NDArray[np.bool_]:
         """Which members are in the prefix of their text; ``owner`` ascends, the rarest members of each come first."""

@@ -17,7 +17,7 @@ Generate = Callable[[list[str]], Sequence[str]]
 """Texts for prompts, one for each, in their order: a language model, say, or an ExtractiveGenerator."""
 
 
-class Prompt(str):
+class QueryPrompt(str):
     """A prompt, which is a string, with what it was made of.
 
     ``target`` is the document that a query is wanted for, and ``demonstrations`` are pairs of a query and its passage, of
@@ -36,7 +36,7 @@ class Prompt(str):
 
 
 @dataclass(frozen=True)
-class Template:
+class QueryTemplate:
     """How a prompt is written: each demonstration, and then the target, with ``between`` in between.
 
     ``{passage}`` and ``{query}`` stand for the texts; braces themselves are doubled. White space in passages becomes
@@ -68,14 +68,14 @@ class Template:
         if self.longest < 1:
             raise TrainingDataError(f"the template's longest is {self.longest}: give a number of characters, 1 or more")
 
-    def prompt(self, demonstrations: Sequence[Pair], target: Document) -> Prompt:
+    def prompt(self, demonstrations: Sequence[Pair], target: Document) -> QueryPrompt:
         """The prompt that asks for a query for ``target``."""
         parts = [
             self.demonstration.format(passage=self._cut(passage), query=" ".join(query.split()))
             for query, passage in demonstrations
         ]
         parts.append(self.target.format(passage=self._cut(target.content)))
-        return Prompt(self.between.join(parts), demonstrations, target)
+        return QueryPrompt(self.between.join(parts), demonstrations, target)
 
     def _cut(self, passage: str) -> str:
         text = " ".join(passage.split())

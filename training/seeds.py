@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -18,14 +18,6 @@ class Seed(NamedTuple):
     document: Document
 
 
-def documents_of(retriever: Retriever) -> Iterator[Document]:
-    """All documents of an index, one after the other."""
-    for segment in retriever.snapshot.segments:
-        for row, entry in segment.store.entries():
-            if segment.is_live(row):
-                yield entry.document
-
-
 def find_seeds(seeds: Iterable[tuple[str, str | Document]], pool: Retriever) -> list[Seed]:
     """Pairs of a query and a passage with the passage as the pool has it: a Document by its id, a text by what it says.
 
@@ -36,7 +28,7 @@ def find_seeds(seeds: Iterable[tuple[str, str | Document]], pool: Retriever) -> 
     wanted = {_hash(passage) for _, passage in given if isinstance(passage, str)}
     by_text: dict[bytes, Document] = {}
     if wanted:
-        for document in documents_of(pool):
+        for document in pool.snapshot.all_documents():
             for text in {document.text, document.content}:
                 key = _hash(text)
                 if key in wanted:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from retrievers.comparison_tables import aligned
-from retrievers.encoders import tokens
 from retrievers.significance import bootstrap_interval, paired_tests
-from retrievers.training.near_duplicates import NearTexts, normal_form
+from retrievers.training.answers import token_f1
+from retrievers.training.near_duplicates import NearTexts
 
 if TYPE_CHECKING:
     from retrievers.demonstrations import DemonstrationBank
 
-_BLOCK = 1 << 14  # examples that are compared at a time
 _REPEATED = 2  # examples for each distinct output, from which on outputs are labels
 
 
@@ -24,12 +23,8 @@ def near_evaluation(bank: DemonstrationBank, inputs: Sequence[str]) -> int:
     """Mark the examples near an input as evaluation data; returns how many there are, those marked before included."""
     from retrievers.demonstrations.bank import NEAR
 
-    earlier = [normal_form(one.input) for one in bank if one.evaluation]
-    table = NearTexts([normal_form(text) for text in inputs], NEAR)
-    known = sum(
-        len(set(table.find(earlier[first : first + _BLOCK]).asked.tolist())) for first in range(0, len(earlier), _BLOCK)
-    )
-    return known + len(bank.mark_evaluation(inputs))
+    known = NearTexts.of(inputs, NEAR).near([one.input for one in bank if one.evaluation])
+    return len(known) + len(bank.mark_evaluation(inputs))
 
 
 def compare(
@@ -87,14 +82,6 @@ def majority(outputs: Sequence[str]) -> str | None:
     """The most frequent output, of equally frequent ones that of the best demonstration; None where there is none."""
     counts = Counter(outputs)  # in the order in which they come, which max keeps
     return max(counts, key=counts.__getitem__, default=None)
-
-
-def token_f1(text: str, right: str) -> float:
-    """The harmonic mean of the shares of words that two texts have in common, as for SQuAD (Rajpurkar et al., 2016)."""
-    one, other = Counter(tokens.words(text)), Counter(tokens.words(right))
-    if not one or not other:
-        return float(text.strip() == right.strip())
-    return 2 * (one & other).total() / (one.total() + other.total())
 
 
 Measure = Callable[[str, Sequence[str]], float]

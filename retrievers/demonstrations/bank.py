@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
-
-import numpy as np
 
 from retrievers.conditions import Filter, parse_filter
 from retrievers.demonstrations.blocks import Block, Choice, Input, Permitted
@@ -19,12 +19,13 @@ from retrievers.errors import DemonstrationError
 from retrievers.queries import check_count
 from retrievers.retriever import DEFAULT_MEMORY, Progress, Retriever
 from retrievers.specs import Spec
-from retrievers.training.near_duplicates import NearTexts, normal_form
+from retrievers.training.near_duplicates import NearTexts
 
 NEAR = 0.8
 """From this Jaccard coefficient of character trigrams on, two inputs are near-duplicates."""
 
-_BLOCK = 256  # inputs that are looked at together
+_BLOCK = 1 << 14  # examples that are compared at a time
+_TOGETHER = 256  # inputs that are selected for at a time
 
 
 class DemonstrationBank:
@@ -36,7 +37,7 @@ class DemonstrationBank:
     def __init__(self, retriever: Retriever) -> None:
         """The bank that an open index holds. Raises DemonstrationError where it holds other documents."""
         self.retriever = retriever
-        first = next(self._entries(), None)
+        first = next(self.retriever.snapshot.all_documents(), None)
         if first is not None:
             from_document(first)
 
@@ -73,7 +74,7 @@ class DemonstrationBank:
 
     def __iter__(self) -> Iterator[Demonstration]:
         """All examples, those marked as evaluation data included."""
-        return map(from_document, self._entries())
+        return map(from_document, self.retriever.snapshot.all_documents())
 
     def get(self, id: str) -> Demonstration:
         """The example with this id. Raises UnknownIdError."""
@@ -93,25 +94,18 @@ class DemonstrationBank:
         """Mark those examples as evaluation data whose input is one of these, or nearly so; returns their ids, sorted.
 
         Call it with the inputs of an evaluation before anything is selected for training: what is marked is never selected.
-        Two texts are near where the Jaccard coefficient of their character trigrams, letters and digits alone, is ``near`` (0.5
-        to 1) or more; every such example is found. What was marked before stays so, and is not returned.
+        All are marked in one commit. Two texts are near where the Jaccard coefficient of their character trigrams, letters
+        and digits alone, is ``near`` (0.5 to 1) or more; every such example is found. What was marked before stays so, and is
+        not returned.
         """
-        table = NearTexts([normal_form(text) for text in inputs], check_share("near", near, 0.5))
+        table = NearTexts.of(inputs, check_share("near", near, 0.5))
+        unmarked = (one for one in self if not one.evaluation)
         marked: list[Demonstration] = []
-        block: list[Demonstration] = []
-        for one in self:
-            if not one.evaluation:
-                block.append(one)
-            if len(block) == 1 << 14:
-                marked += _near(table, block)
-                block = []
-        marked += _near(table, block)
+        while block := list(islice(unmarked, _BLOCK)):
+            marked += [block[place] for place in sorted(table.near([one.input for one in block]))]
         if marked:
-            ids = sorted(one.id for one in marked)
-            self.delete(ids)
-            self.add(Demonstration(one.id, one.task, one.input, one.output, one.metadata, True) for one in marked)
-            return ids
-        return []
+            self.retriever.replace(as_document(replace(one, evaluation=True), one.id) for one in marked)
+        return sorted(one.id for one in marked)
 
     @overload
     def select(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first overload wins
@@ -206,8 +200,8 @@ class DemonstrationBank:
         check_choice("order", order, ORDERS)
         found: list[list[Selected]] = []
         permitted = Permitted(self.retriever.snapshot, condition)
-        for first in range(0, len(given), _BLOCK):
-            found += Block(self.retriever, permitted, given[first : first + _BLOCK], choice).select()
+        for first in range(0, len(given), _TOGETHER):
+            found += Block(self.retriever, permitted, given[first : first + _TOGETHER], choice).select()
         if order == "nearest_last":
             for selected in found:
                 selected.reverse()
@@ -228,12 +222,6 @@ class DemonstrationBank:
     def __repr__(self) -> str:
         return f"DemonstrationBank({str(self.retriever.path)!r}, {len(self)} demonstrations)"
 
-    def _entries(self) -> Iterator[Document]:
-        for segment in self.retriever.snapshot.segments:
-            for row, entry in segment.store.entries():
-                if segment.is_live(row):
-                    yield entry.document
-
 
 def _permitted(tasks: str | Sequence[str] | None, filter: Mapping[str, Any] | None) -> Filter:
     conditions: list[Mapping[str, Any]] = [{"field": "evaluation", "operator": "==", "value": False}]
@@ -243,13 +231,6 @@ def _permitted(tasks: str | Sequence[str] | None, filter: Mapping[str, Any] | No
     if filter is not None:
         conditions.append(parse_filter(filter).to_dict())
     return parse_filter({"operator": "AND", "conditions": conditions} if len(conditions) > 1 else conditions[0])
-
-
-def _near(table: NearTexts, some: list[Demonstration]) -> list[Demonstration]:
-    if not some:
-        return []
-    asked = table.find([normal_form(one.input) for one in some]).asked
-    return [some[place] for place in np.unique(asked).tolist()]
 
 
 class _Documents:

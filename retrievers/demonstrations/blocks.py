@@ -74,7 +74,7 @@ class Block:
         self._snapshot, self._condition = permitted.snapshot, permitted.condition
         self._inputs = inputs
         self._texts = [one if isinstance(one, str) else one.input for one in inputs]
-        self._table = NearTexts([normal_form(text) for text in self._texts], choice.near)
+        self._table = NearTexts.of(self._texts, choice.near)
         self._encoded: Vectors | None = None
 
     def select(self) -> list[list[Selected]]:

@@ -65,10 +65,9 @@ def _read(source: Source, task: str | None, names: Mapping[str, str], evaluation
         if line.strip():
             place = source.line(number)
             record = parse_record(line, place)
-            found = {
-                key: _text(record.pop(name, None), name, place, record) if key != "id" else record.pop(name, None)
-                for key, name in names.items()
-            }
+            id = record.pop(names["id"], None)
+            input = _text(record.pop(names["input"], None), names["input"], place, record)
+            output = _text(record.pop(names["output"], None), names["output"], place, record)
             named = record.pop("task", task)
             if named is None:
                 raise DemonstrationError(
@@ -78,11 +77,11 @@ def _read(source: Source, task: str | None, names: Mapping[str, str], evaluation
             mark = record.pop("evaluation", False)
             if not isinstance(mark, bool):
                 raise DemonstrationError(f"{place}: field 'evaluation' must be true or false, got {shown(mark)}")
-            key = f"{named}/{number}" if found["id"] is None else _text(found["id"], names["id"], place, record)
+            key = f"{named}/{number}" if id is None else _text(id, names["id"], place, record)
             inner = record.pop("metadata", {})
             if not isinstance(inner, dict):
                 raise DemonstrationError(f"{place}: field 'metadata' must be an object, got {shown(inner)}")
-            yield Demonstration(key, named, found["input"], found["output"], {**inner, **record}, evaluation or mark)
+            yield Demonstration(key, named, input, output, {**inner, **record}, evaluation or mark)
 
 
 def _text(value: object, name: str, place: str, record: Mapping[str, Any]) -> str:
