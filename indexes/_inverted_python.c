@@ -5,6 +5,8 @@
 
 #include <stdlib.h>
 
+enum { SPARES = 16 }; /* scratches, of less than a megabyte each */
+
 static const Py_ssize_t payload_size[KINDS] = {2, 1, 1, 2, 4};
 
 /* The number of items in a buffer, or -1 (and a ValueError) where it is misaligned or no whole number of them. */
@@ -97,16 +99,16 @@ PyObject *inverted_prepare(PyObject *module, PyObject *arguments) {
     return capsule;
 }
 
-/* One scratch outlives the calls, since fresh memory costs as much as a short search. It changes hands only with
- * Python's lock held; a search that finds it taken makes its own. */
-static Scratch *spare = NULL;
+/* As many scratches as searched at once outlive the calls, since fresh memory costs as much as a short search. They change
+ * hands only with Python's lock held. */
+static Scratch *spares[SPARES];
+static int spare_count = 0;
 
 static const char OUT_OF_BOUNDS[] = "a slot, block or range of the postings is out of bounds";
 
 /* A scratch with room for so many cursors, or NULL without memory. */
 static Scratch *take_scratch(int64_t count) {
-    Scratch *scratch = spare != NULL ? spare : calloc(1, sizeof *scratch);
-    spare = NULL;
+    Scratch *scratch = spare_count > 0 ? spares[--spare_count] : calloc(1, sizeof *scratch);
     Cursor *cursors = malloc((size_t)(count + 1) * sizeof *cursors);
     Cursor **active = malloc((size_t)(count + 1) * sizeof *active);
     if (scratch == NULL || cursors == NULL || active == NULL) {
@@ -124,8 +126,8 @@ static void give_scratch(Scratch *scratch) {
         return;
     free(scratch->active);
     free(scratch->cursors);
-    if (spare == NULL)
-        spare = scratch;
+    if (spare_count < SPARES)
+        spares[spare_count++] = scratch;
     else
         free(scratch);
 }

@@ -77,17 +77,6 @@ plaid_decode: Callable[..., None] = _plaid.plaid_decode
 """What codes stand for; see :func:`retrievers.indexes._plaid_numpy.plaid_decode`."""
 
 
-def threads() -> int:
-    """How many threads a batch of queries may take: as many as the variable OMP_NUM_THREADS grants to numpy and FAISS.
-
-    Where it is not set, or holds no number of 1 or more, one for each core that the process may run on.
-    """
-    granted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if granted.isdecimal() and int(granted) > 0:
-        return int(granted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def compiled() -> bool:
     """Whether the compiled kernels are in use."""
     return _module is not None

@@ -35,6 +35,7 @@ from retrievers.indexes.parameters import AUTO, AnyParameter, Parameter, check_p
 from retrievers.indexes.pooling import pool
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.residuals import MOST_CENTROIDS, Codec, Codes, sample_size
+from retrievers.indexes.threads import shared
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
 
@@ -211,7 +212,7 @@ class PlaidIndex(MaxSimIndex):
     ) -> Found:
         """See :meth:`retrievers.indexes.maxsim.MaxSimIndex.search`; most of the best rows, where no filter is given.
 
-        Threads share a batch, as many as :func:`retrievers.indexes.kernels.threads` says; hits are those of one.
+        Threads share a batch, as many as :func:`retrievers.indexes.threads.granted` says; hits are those of one.
         """
         mask = check_search(k, self.size, allowed, live)
         given = self._check_queries(queries)
@@ -234,14 +235,7 @@ class PlaidIndex(MaxSimIndex):
             found.rows[number], found.scores[number] = best.rows[0], best.scores[0]
             return True
 
-        threads = min(kernels.threads(), len(numbers) // _SHARE)
-        if threads > 1:
-            from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without
-
-            with ThreadPoolExecutor(threads) as pool:
-                answered = list(pool.map(answer, numbers))
-        else:
-            answered = list(map(answer, numbers))
+        answered = shared(answer, numbers, _SHARE)
         short = [number for number, enough in zip(numbers, answered, strict=True) if not enough]
         if short:
             some = np.array(short, np.int64)

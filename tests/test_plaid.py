@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retrievers import Document, Retriever
 from retrievers.cli.information import examine, print_information
 from retrievers.errors import IndexDamagedError, SpecError, VectorError
-from retrievers.indexes import bitmaps, kernels, plaid, residuals
+from retrievers.indexes import bitmaps, plaid, residuals, threads
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
@@ -186,7 +186,7 @@ def test_threads_are_those_granted_or_one_a_core(
     given: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert kernels.threads() == (wanted or len(os.sched_getaffinity(0)))
+    assert threads.granted() == (wanted or len(os.sched_getaffinity(0)))
 
 
 def test_added_documents_are_assigned_to_the_centroids_and_drift_is_told() -> None:

@@ -1,0 +1,32 @@
+"""Batches of queries, shared among threads: what they call releases Python's lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def granted() -> int:
+    """How many threads a batch of queries may take: as many as the variable OMP_NUM_THREADS grants to numpy and FAISS.
+
+    Where it is not set, or holds no number of 1 or more, one for each core that the process may run on.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared(work: Callable[[T], R], items: Sequence[T], least: int = 1) -> list[R]:
+    """What ``work`` makes of each item, in order, by the threads granted, of which each has ``least`` items or more."""
+    threads = min(granted(), len(items) // least)
+    if threads < 2:
+        return list(map(work, items))
+    from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
