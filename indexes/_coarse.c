@@ -3,8 +3,9 @@
  * What a posting adds to its row is kept as a code from 1 to 255, of the highest that its term adds anywhere. A query
  * adds these up, scaled by its weights, in 16 bits, over 16,384 rows at a time: the sums of those stay in the nearest cache.
  * A term that stands in many rows is kept row by row, too, so that it is added by vector instructions, and looked up
- * at once. How far the sums may be off is known, so that only few rows may be among the best k. These are scored anew in
- * float32 as _inverted.c does it: rows and scores are the same to the last bit.
+ * at once. Mostly the terms that can add least come first, and the rows that come to the threshold while the others are added
+ * are all that matters. How far the sums may be off is known, so that only few rows may be among the best k. These are scored
+ * anew in float32 as _inverted.c does it: rows and scores are the same to the last bit.
  *
  * Codes are made when a term is first asked for. Threads may make them at the same time: they write the same. */
 
@@ -21,6 +22,8 @@ enum {
     LANES = 64,              /* rows that a scan looks at together */
     STREAMED = 8192,         /* postings left to add from which it is tried to look up a few rows in them instead */
     LOOK_UP = 100,           /* the cost of finding a row in a block, in postings */
+    FEW = 16,                /* postings that are not worth vector instructions */
+    RISEN = 128,             /* rows of a part that are sorted rather than looked for again */
     DENSE_COST = 1024        /* the cost of adding a term row by row over a part, in postings */
 };
 
@@ -154,18 +157,55 @@ static int prepare(const Index *index, Coarse *coarse, int64_t term, float *chun
     return 0;
 }
 
-CLONES static void add_dense(uint16_t *restrict sums, const uint8_t *restrict codes, uint16_t factor, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const uint16_t code = codes[i];
-        const uint16_t scaled = (uint16_t)((uint32_t)(uint16_t)(code << 8) * factor >> 16), least = code < 1 ? code : 1;
-        sums[i] = (uint16_t)(sums[i] + (scaled > least ? scaled : least));
-    }
+/* What a code adds: at least 1, unless it is 0. */
+static inline uint16_t value_of(uint16_t code, uint16_t factor) {
+    const uint16_t scaled = (uint16_t)((uint32_t)(uint16_t)(code << 8) * factor >> 16), least = code < 1 ? code : 1;
+    return scaled > least ? scaled : least;
 }
 
-SCALAR static void add_postings(uint16_t *restrict sums, const uint16_t *restrict ids, const uint8_t *restrict codes,
-                                const uint16_t *restrict values, int64_t count) {
+CLONES static void to_values(const uint8_t *restrict codes, uint16_t factor, int64_t count, uint16_t *restrict values) {
     for (int64_t i = 0; i < count; i++)
-        sums[ids[i]] = (uint16_t)(sums[ids[i]] + values[codes[i]]);
+        values[i] = value_of(codes[i], factor);
+}
+
+CLONES static void add_dense(uint16_t *restrict sums, const uint8_t *restrict codes, uint16_t factor, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sums[i] = (uint16_t)(sums[i] + value_of(codes[i], factor));
+}
+
+CLONES static void set_dense(uint16_t *restrict sums, const uint8_t *restrict codes, uint16_t factor, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sums[i] = value_of(codes[i], factor);
+}
+
+SCALAR static void add_values(uint16_t *restrict sums, const uint16_t *restrict ids, const uint16_t *restrict values,
+                              int64_t count) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        sums[ids[i]] = (uint16_t)(sums[ids[i]] + values[i]);
+        sums[ids[i + 1]] = (uint16_t)(sums[ids[i + 1]] + values[i + 1]);
+        sums[ids[i + 2]] = (uint16_t)(sums[ids[i + 2]] + values[i + 2]);
+        sums[ids[i + 3]] = (uint16_t)(sums[ids[i + 3]] + values[i + 3]);
+    }
+    for (; i < count; i++)
+        sums[ids[i]] = (uint16_t)(sums[ids[i]] + values[i]);
+}
+
+/* The same, with the rows that are at `low` or above, of which the first `most` are kept; returns how many there are. A row
+ * comes once for each term that finds it there. */
+SCALAR static int64_t add_watched(uint16_t *restrict sums, const uint16_t *restrict ids, const uint16_t *restrict values,
+                                  int64_t count, uint16_t low, uint16_t *restrict risen, int64_t most) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t id = ids[i], sum = (uint16_t)(sums[id] + values[i]);
+        sums[id] = sum;
+        if (sum >= low) {
+            if (found < most)
+                risen[found] = id;
+            found++;
+        }
+    }
+    return found;
 }
 
 /* The next 64 rows from `from` on of which one reaches `low`; the end where there are none. */
@@ -281,6 +321,64 @@ static int64_t part_of(const Coarse *coarse, const Cursor *cursor, int part, int
     return start < *stop ? start : *stop;
 }
 
+/* Add the postings of a term in a part to the sums; where `low` is not 0, the rows that come to it go to the candidates after
+ * the first `found`. Returns how many candidates there are, which may be more than are kept. */
+static int64_t add_postings(const Index *index, const Coarse *coarse, const Cursor *cursor, int part, Scratch *scratch,
+                            int low, int64_t found) {
+    uint16_t values[CHUNK];
+    int64_t stop;
+    for (int64_t at = part_of(coarse, cursor, part, &stop); at < stop; at += CHUNK) {
+        const int64_t count = stop - at < CHUNK ? stop - at : CHUNK;
+        if (count < FEW)
+            for (int64_t i = 0; i < count; i++)
+                values[i] = value_of(coarse->codes[at + i], scratch->factors[cursor->number]);
+        else
+            to_values(coarse->codes + at, scratch->factors[cursor->number], count, values);
+        if (low == 0)
+            add_values(scratch->sums, index->ids + at, values, count);
+        else {
+            const int64_t room = found < RISEN ? RISEN - found : 0;
+            found += add_watched(scratch->sums, index->ids + at, values, count, (uint16_t)low,
+                                 scratch->candidates + (found < RISEN ? found : RISEN), room);
+        }
+    }
+    return found;
+}
+
+static const uint8_t *dense_of(const Coarse *coarse, const Cursor *cursor, const Range *range, int64_t base) {
+    return coarse->dense + coarse->places[cursor->slot] * coarse->ranges * RANGE + range->base + base;
+}
+
+/* Sort a few ids, each once; returns how many are left. */
+static int64_t sort_ids(uint16_t *ids, int64_t count) {
+    int64_t sorted = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t id = ids[i];
+        int64_t at = sorted;
+        for (; at > 0 && ids[at - 1] > id; at--)
+            ;
+        if (at > 0 && ids[at - 1] == id)
+            continue;
+        memmove(ids + at + 1, ids + at, (size_t)(sorted - at) * sizeof *ids);
+        ids[at] = id;
+        sorted++;
+    }
+    return sorted;
+}
+
+/* Take the rows of a part whose sums reach `low`. Returns 0 where too many rows are kept. */
+static int take_reached(const Index *index, const Range *range, int64_t base, int64_t limit, Scratch *scratch, int64_t k,
+                        int margin, int low) {
+    const uint16_t *sums = scratch->sums;
+    const int64_t end = base + limit;
+    for (int64_t from = next_lanes(sums, base, end, (uint16_t)low); from < end;
+         from = next_lanes(sums, from + LANES, end, (uint16_t)low))
+        for (int64_t id = from; id < from + LANES && id < end; id++)
+            if (sums[id] >= low && !take(index, range, scratch, k, margin, (uint16_t)id, &low))
+                return 0;
+    return 1;
+}
+
 /* One part of a range. Terms come by the most that they can add, descending. Returns 0 where too many rows are kept. */
 static int search_part(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch, int64_t k,
                        int margin) {
@@ -288,69 +386,87 @@ static int search_part(const Index *index, const Coarse *coarse, const Range *ra
     const int64_t limit = range->limit - base < PART ? range->limit - base : PART;
     uint16_t *sums = scratch->sums;
     Cursor **ordered = scratch->by_bound;
-    int32_t rest[COARSE_TERMS + 1];
+    int32_t rest[COARSE_TERMS + 1], common = 0; /* what is left to add at most; and by the terms kept row by row */
     int64_t cost[COARSE_TERMS + 1];
     rest[count] = 0, cost[count] = 0;
     for (int64_t i = count - 1; i >= 0; i--) {
         const Cursor *cursor = ordered[i];
         int64_t stop;
         const int64_t start = part_of(coarse, cursor, part, &stop), postings = stop - start;
-        const uint8_t highest = coarse->highest[(cursor->block - 1) * PARTS + part];
-        rest[i] = rest[i + 1] + (highest ? scratch->tables[cursor->number][highest] + 1 : 0); /* row by row it may be 1 more */
-        cost[i] = cost[i + 1] + (coarse->places[cursor->slot] < 0 ? postings : DENSE_COST);
+        const int dense = coarse->places[cursor->slot] >= 0;
+        const int32_t most = value_of(coarse->highest[(cursor->block - 1) * PARTS + part], scratch->factors[cursor->number]);
+        rest[i] = rest[i + 1] + most;
+        common += dense ? most : 0;
+        cost[i] = cost[i + 1] + (dense ? DENSE_COST : postings);
     }
     int low = low_of(scratch, k, margin);
     if (rest[0] < low)
         return 1;
-    memset(sums + base, 0, (size_t)((limit + LANES - 1) / LANES * LANES) * sizeof *sums);
+    const int64_t whole = (limit + LANES - 1) / LANES * LANES; /* dense codes and sums go on to there */
     int64_t found = -1, i = 0;
-    int tried = 0;
-    for (; i < count; i++) {
-        if (!tried && rest[i] < low && cost[i] > STREAMED) {
-            tried = 1;
-            found = reached(sums, base, limit, (uint16_t)(low - rest[i]), scratch->candidates, cost[i] / (LOOK_UP * (count - i)));
-            if (found >= 0)
-                break;
-        }
-        const Cursor *cursor = ordered[i];
-        int64_t stop;
-        const int64_t start = part_of(coarse, cursor, part, &stop);
-        if (coarse->places[cursor->slot] < 0)
-            add_postings(sums, index->ids + start, coarse->codes + start, scratch->tables[cursor->number], stop - start);
-        else
-            add_dense(sums + base, coarse->dense + coarse->places[cursor->slot] * coarse->ranges * RANGE + range->base + base,
-                      scratch->factors[cursor->number], limit);
-    }
-    if (found < 0) {
-        const int64_t end = base + limit;
-        for (int64_t from = next_lanes(sums, base, end, (uint16_t)low); from < end;
-             from = next_lanes(sums, from + LANES, end, (uint16_t)low))
-            for (int64_t id = from; id < from + LANES && id < end; id++)
-                if (sums[id] >= low && !take(index, range, scratch, k, margin, (uint16_t)id, &low))
-                    return 0;
-        return 1;
-    }
-    for (; i < count; i++) {
-        const Cursor *cursor = ordered[i];
-        int64_t stop;
-        const int64_t start = part_of(coarse, cursor, part, &stop);
-        const uint16_t *table = scratch->tables[cursor->number];
-        int64_t left = 0, from = start;
-        for (int64_t j = 0; j < found; j++) {
-            const uint16_t id = scratch->candidates[j];
-            if (sums[id] + rest[i] < low)
-                continue;
-            scratch->candidates[left++] = id;
-            if (coarse->places[cursor->slot] >= 0) {
-                const uint8_t code = coarse->dense[coarse->places[cursor->slot] * coarse->ranges * RANGE + range->base + id];
-                sums[id] = (uint16_t)(sums[id] + (code ? table[code] : 0));
-            } else {
-                from = gallop(index->ids, from, stop, id);
-                if (from < stop && index->ids[from] == id)
-                    sums[id] = (uint16_t)(sums[id] + table[coarse->codes[from]]);
+    for (; rest[i] >= low; i++)
+        ;
+    if (cost[i] <= STREAMED) {
+        /* Those that can add least come first: so few postings are left when the sums can come to `low`. */
+        int fresh = 1;
+        for (int64_t j = 0; j < count; j++)
+            if (coarse->places[ordered[j]->slot] >= 0) {
+                const uint8_t *codes = dense_of(coarse, ordered[j], range, base);
+                (fresh ? set_dense : add_dense)(sums + base, codes, scratch->factors[ordered[j]->number], whole);
+                fresh = 0;
             }
+        if (fresh)
+            memset(sums + base, 0, (size_t)whole * sizeof *sums);
+        const int watch = common < low && scratch->best_count == k;
+        found = 0;
+        int32_t most = common;
+        for (int64_t j = count - 1; j >= 0; j--) {
+            if (coarse->places[ordered[j]->slot] >= 0)
+                continue;
+            most += rest[j] - rest[j + 1];
+            found = add_postings(index, coarse, ordered[j], part, scratch, watch && most >= low ? low : 0, found);
         }
-        found = left;
+        if (!watch || found > RISEN)
+            return take_reached(index, range, base, limit, scratch, k, margin, low);
+        found = sort_ids(scratch->candidates, found);
+    } else {
+        int tried = 0;
+        memset(sums + base, 0, (size_t)whole * sizeof *sums);
+        for (i = 0; i < count; i++) {
+            if (!tried && rest[i] < low && cost[i] > STREAMED) {
+                tried = 1;
+                found = reached(sums, base, limit, (uint16_t)(low - rest[i]), scratch->candidates, cost[i] / (LOOK_UP * (count - i)));
+                if (found >= 0)
+                    break;
+            }
+            if (coarse->places[ordered[i]->slot] < 0)
+                (void)add_postings(index, coarse, ordered[i], part, scratch, 0, 0);
+            else
+                add_dense(sums + base, dense_of(coarse, ordered[i], range, base), scratch->factors[ordered[i]->number], limit);
+        }
+        if (found < 0)
+            return take_reached(index, range, base, limit, scratch, k, margin, low);
+        for (; i < count; i++) {
+            const Cursor *cursor = ordered[i];
+            int64_t stop;
+            const int64_t start = part_of(coarse, cursor, part, &stop);
+            const uint16_t factor = scratch->factors[cursor->number];
+            int64_t left = 0, from = start;
+            for (int64_t j = 0; j < found; j++) {
+                const uint16_t id = scratch->candidates[j];
+                if (sums[id] + rest[i] < low)
+                    continue;
+                scratch->candidates[left++] = id;
+                if (coarse->places[cursor->slot] >= 0)
+                    sums[id] = (uint16_t)(sums[id] + value_of(dense_of(coarse, cursor, range, 0)[id], factor));
+                else {
+                    from = gallop(index->ids, from, stop, id);
+                    if (from < stop && index->ids[from] == id)
+                        sums[id] = (uint16_t)(sums[id] + value_of(coarse->codes[from], factor));
+                }
+            }
+            found = left;
+        }
     }
     for (int64_t j = 0; j < found; j++)
         if (sums[scratch->candidates[j]] >= low && !take(index, range, scratch, k, margin, scratch->candidates[j], &low))
@@ -393,16 +509,9 @@ int coarse_query(const Index *index, Coarse *coarse, const int64_t *slots, const
     double off = 4.0; /* what float32 rounds */
     for (int64_t i = 0; i < count; i++) {
         const double most = scratch->cursors[i].bound * scale;
-        const float step = (float)(most / 255.0);
-        uint16_t *table = scratch->tables[i];
-        table[0] = 0;
-        for (int code = 1; code < 256; code++) {
-            const float value = step * (float)code + 0.5f;
-            table[code] = (uint16_t)(value > 1.0f ? value : 1.0f);
-        }
         const double factor = most * 256.0 / 255.0 + 0.5;
         scratch->factors[i] = (uint16_t)(factor < 65535.0 ? factor : 65535.0);
-        /* Half a step below and above, or a whole one above; and what tables and factors round, on both sides. */
+        /* Half a step below and above, or a whole one above; and what factors round, on both sides. */
         off += 4.0 + (index->kind == IMPACTS_8 ? 0.0 : most / 255.0 * (coarse->raised[slots[i]] ? 1.5 : 1.0));
     }
     const int margin = (int)off + 1; /* between the least sum of the k best rows and the k-th best sum */

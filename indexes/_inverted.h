@@ -46,8 +46,7 @@ typedef struct {
     uint16_t candidates[RANGE];
     float chunk[CHUNK];
     uint16_t sums[RANGE + 64];
-    uint16_t tables[COARSE_TERMS][256]; /* of each term of a query: what a code adds */
-    uint16_t factors[COARSE_TERMS];
+    uint16_t factors[COARSE_TERMS]; /* of each term of a query: by what its codes are multiplied */
     uint16_t best_sums[COARSE_K], kept_sums[KEPT];
     int64_t kept_rows[KEPT];
     int64_t best_count, kept_count;

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from operator import lt
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +34,7 @@ from retrievers.vectors import Vectors, check, count, dimension
 
 _META = "inverted.json"
 _FREQUENCIES = {8: Payload.FREQUENCIES_8, 16: Payload.FREQUENCIES_16, 32: Payload.FREQUENCIES_32}
+_SHORT = 64  # terms of a single query that are looked up one by one
 _DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
@@ -408,6 +410,10 @@ def _look_up(
     check(queries, "sparse", queries.shape[0])
     if queries.shape[1] != vocabulary:
         raise VectorError(f"the queries have a vocabulary of {queries.shape[1]}, and the index one of {vocabulary}")
+    if len(queries.indptr) == 2 and queries.indptr[1] == len(queries.indices) <= _SHORT:
+        columns = queries.indices.tolist()
+        if all(map(lt, columns, columns[1:])):
+            return _look_up_few(postings, columns, queries.data.tolist())
     rises = queries.indices[1:] > queries.indices[:-1]
     bounds = queries.indptr[1:-1]
     rises[bounds[(bounds > 0) & (bounds <= len(rises))] - 1] = True
@@ -419,6 +425,17 @@ def _look_up(
     offsets = np.zeros(len(known) + 1, np.int64)
     np.cumsum(known, out=offsets[1:])
     return places[known], queries.data[known], offsets[queries.indptr]
+
+
+def _look_up_few(
+    postings: Postings, columns: list[int], data: list[float]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """The same for one short query, of ascending columns: before numpy has begun."""
+    few = [
+        (place, weight) for place, weight in zip(postings.find_few(columns), data, strict=True) if place >= 0 < weight
+    ]
+    places, weights = zip(*few, strict=True) if few else ((), ())
+    return np.array(places, np.int64), np.array(weights, np.float32), np.array([0, len(few)], np.int64)
 
 
 def _mask(size: int, allowed: Bitmap | None, live: Bitmap | None) -> Bitmap | None:

@@ -16,7 +16,7 @@ which the term occurs, so that a row is 16 bits: its place within the range. The
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ MOST_ROWS = 1 << 40
 """No index may have so many rows."""
 
 _ROW_BITS = 40
+_REMEMBERED = 1 << 16  # places of terms that were met before
 _CHUNK = 1 << 18  # postings that a merge holds unpacked: some 20 MB
 
 
@@ -48,6 +49,7 @@ class Postings:
     block_start: NDArray[np.int64]
     ids: NDArray[np.uint16]
     payload: NDArray[Any]
+    _places: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -67,6 +69,17 @@ class Postings:
         known = self.terms[places] == terms
         places[~known] = 0
         return places, known
+
+    def find_few(self, terms: list[int]) -> list[int]:
+        """The places of a few terms, -1 where the index does not hold one. Those of questions come again, and are remembered."""
+        places: list[Any] = [self._places.get(term) for term in terms]
+        if None in places:
+            found, held = self.find(np.array(terms, np.int64))
+            places = np.where(held, found, -1).tolist()
+            if len(self._places) >= _REMEMBERED:
+                self._places.clear()
+            self._places.update(zip(terms, places, strict=True))
+        return places
 
     def posting(self, place: int, row: int) -> int | None:
         """Where the posting of a row in the term at ``place`` is, None where the row does not hold the term."""

@@ -62,8 +62,8 @@ def search_postings(
         reached = np.zeros(len(places) + 1, np.int64)
         np.cumsum(postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]], out=reached[1:])
         k = max(_LARGE, min(k, int(np.diff(reached[offsets]).max()) if queries else 0))
-    threads = min(granted(), queries // _SHARE)
-    step = max(1, min(_BATCH // k, -(-queries // (_PIECES * threads)) if threads > 1 else queries))
+    threads = 1 if queries < 2 * _SHARE else min(granted(), queries // _SHARE)
+    step = max(1, min(_BATCH // k, queries if threads == 1 else -(-queries // (_PIECES * threads))))
     pieces = [offsets[first : first + step + 1] for first in range(0, queries, step)]
 
     def answer(some: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:

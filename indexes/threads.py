@@ -23,8 +23,9 @@ def granted() -> int:
 
 def shared(work: Callable[[T], R], items: Sequence[T], least: int = 1) -> list[R]:
     """What ``work`` makes of each item, in order, by the threads granted, of which each has ``least`` items or more."""
-    threads = min(granted(), len(items) // least)
-    if threads < 2:
+    most = len(items) // least
+    threads = min(granted(), most) if most > 1 else 1
+    if threads == 1:
         return list(map(work, items))
     from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without
 
