@@ -27,6 +27,7 @@ import faiss
 from beir import folder, queries
 from every_kind import encoder_of, kept, parser, sized
 from machine import describe, package
+from threadpoolctl import threadpool_limits
 
 from retrievers import DenseEncoder, Encoder, HybridRetriever, Retriever
 from retrievers.vectors import Vectors, concatenate
@@ -50,6 +51,8 @@ class Ready:
             self.bm25 = encoder.bm25
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
+        if any(text not in self._vectors for text in texts):  # what an opening asks
+            return self._encoder.encode_query(texts)
         return concatenate([self._vectors[text] for text in texts])
 
     def encode_document(self, texts: Sequence[str]) -> Vectors:
@@ -189,6 +192,7 @@ def grant(threads: int) -> None:
     """Let a batch take so many threads: what a process has from its environment, changed in the middle of it."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     faiss.omp_set_num_threads(threads)
+    threadpool_limits(threads, "blas")
 
 
 def encode(encoder: Encoder) -> Callable[[str], Any]:

@@ -170,6 +170,11 @@ def propose(
     return nearest(index, queries, count, np.float32, parameters)
 
 
+def use_one_thread() -> None:
+    """Keep FAISS from starting threads of its own where it is called from this one."""
+    import_faiss().omp_set_num_threads(1)
+
+
 def _parameters(kind: str, name: str, value: int, selector: Any | None) -> Any:
     return _unselective(kind, name, value) if selector is None else _made(kind, **{name: value}, sel=selector)
 

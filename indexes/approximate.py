@@ -16,12 +16,14 @@ from retrievers.indexes.dense import load_stored, save_stored
 from retrievers.indexes.exact import StoredVectors, check_search, nothing, place
 from retrievers.indexes.parameters import check_parameters
 from retrievers.indexes.protocol import Found
+from retrievers.indexes.threads import PIECES, pieces, shared
 from retrievers.indexes.tuning import DEPTH, LEAST, Tuned, tune, tune_for
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
 
 _FILE = "index.faiss"
 _PAIRS = 1 << 21  # candidates that are held at a time
+_SHARE = 8  # queries of a batch that a thread has at least
 _SCANNED = 4  # where less than a fourth of the rows is live, too many steps of a search lead to the others
 
 
@@ -133,12 +135,15 @@ class ApproximateIndex:
         if allowed is not None or self._index is None or count >= permitted or permitted * _SCANNED < self.size:
             return self._stored.scan(queries, k, mask)
         values = self._stored.check_queries(queries)
-        step = max(1, _PAIRS // count)
-        if len(values) <= step:
+        if len(values) == 1:
             return self._search(values, k, count, permitted, mask)
         found = nothing(0)
-        for first in range(0, len(values), step):
-            best = self._search(values[first : first + step], k, count, permitted, mask)
+        for best in shared(
+            lambda piece: self._search(values[piece], k, count, permitted, mask),
+            pieces(len(values), _PAIRS // count, _SHARE),
+            PIECES,
+            accelerators.use_one_thread,
+        ):
             found.rows.extend(best.rows)
             found.scores.extend(best.scores)
         return found

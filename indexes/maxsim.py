@@ -36,6 +36,7 @@ from retrievers.indexes.exact import (
 )
 from retrievers.indexes.parameters import AnyParameter, Parameter, check_parameters
 from retrievers.indexes.protocol import Found
+from retrievers.indexes.threads import granted, shared
 from retrievers.specs import Spec
 from retrievers.vectors import TokenVectors, Vectors, check, take
 
@@ -205,9 +206,20 @@ class MaxSimIndex:
         k = min(k, len(rows))
         if k:
             level = level_for(given.values)
-            for some in _groups(given.offsets, _TOGETHER_NARROW if level else _TOGETHER):
+            tokens, threads = (
+                len(given.values),
+                granted() if level else 1,
+            )  # the product of matrices has threads of its own
+            together = min(_TOGETHER_NARROW, max(_TOGETHER, -(-tokens // threads))) if level else _TOGETHER
+            groups = list(_groups(given.offsets, together))
+
+            def answer(some: NDArray[np.int64]) -> Found:
                 least = None if floor is None else floor[some]
-                place(found, some, self._search(take_queries(given, some), k, rows, level, least))
+                return self._search(take_queries(given, some), k, rows, level, least)
+
+            answered = shared(answer, groups) if threads > 1 else map(answer, groups)
+            for some, best in zip(groups, answered, strict=True):
+                place(found, some, best)
         return found
 
     def explain(self, query: Vectors, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -14,12 +14,11 @@ from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.kernels import Payload
 from retrievers.indexes.postings import Postings
 from retrievers.indexes.protocol import Found
-from retrievers.indexes.threads import granted, shared
+from retrievers.indexes.threads import PIECES, pieces, shared
 
 _LARGE = 1 << 12
 _BATCH = 1 << 22  # results that one call of a kernel may hold
 _SHARE = 16  # queries that a thread has at least: it takes a tenth of a millisecond to start
-_PIECES = 4  # of a batch for each thread, since some queries take long
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,9 @@ def search_postings(
         reached = np.zeros(len(places) + 1, np.int64)
         np.cumsum(postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]], out=reached[1:])
         k = max(_LARGE, min(k, int(np.diff(reached[offsets]).max()) if queries else 0))
-    threads = 1 if queries < 2 * _SHARE else min(granted(), queries // _SHARE)
-    step = max(1, min(_BATCH // k, queries if threads == 1 else -(-queries // (_PIECES * threads))))
-    pieces = [offsets[first : first + step + 1] for first in range(0, queries, step)]
 
-    def answer(some: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def answer(piece: slice) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        some = offsets[piece.start : piece.stop + 1]
         batch = len(some) - 1
         rows, scores = np.empty(batch * k, np.int64), np.empty(batch * k, np.float32)
         counts = np.zeros(batch, np.int64)
@@ -77,7 +74,8 @@ def search_postings(
         ends = [(at, at + size) for at, size in zip(range(0, batch * k, k), counts.tolist(), strict=True)]
         return [(rows[at:end].copy(), scores[at:end].copy()) for at, end in ends]
 
-    found = [one for piece in shared(answer, pieces, _PIECES) for one in piece]
+    answered = shared(answer, pieces(queries, _BATCH // k, _SHARE), PIECES)
+    found = [one for some in answered for one in some]
     return Found([rows for rows, _ in found], [scores for _, scores in found])
 
 

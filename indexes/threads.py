@@ -9,6 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+PIECES = 4
+"""Pieces of a batch for each thread."""
+
 
 def granted() -> int:
     """How many threads a batch of queries may take: as many as the variable OMP_NUM_THREADS grants to numpy and FAISS.
@@ -21,13 +24,28 @@ def granted() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def shared(work: Callable[[T], R], items: Sequence[T], least: int = 1) -> list[R]:
-    """What ``work`` makes of each item, in order, by the threads granted, of which each has ``least`` items or more."""
+def pieces(count: int, most: int, least: int) -> list[slice]:
+    """A batch of so many queries in pieces for :func:`shared`: of at most ``most``, and several for each thread granted.
+
+    Some queries take long: a thread that is done takes the next piece. Less than ``least`` for each thread is not shared.
+    """
+    threads = min(granted(), count // least) if count >= 2 * least else 1
+    step = max(1, min(most, count if threads == 1 else -(-count // (PIECES * threads))))
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def shared(
+    work: Callable[[T], R], items: Sequence[T], least: int = 1, start: Callable[[], object] | None = None
+) -> list[R]:
+    """What ``work`` makes of each item, in order, by the threads granted, of which each has ``least`` items or more.
+
+    Every thread but the caller's calls ``start`` first.
+    """
     most = len(items) // least
     threads = min(granted(), most) if most > 1 else 1
     if threads == 1:
         return list(map(work, items))
     from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=start) as pool:
         return list(pool.map(work, items))
