@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import lt
@@ -69,15 +69,10 @@ class InvertedIndex:
         """Index a csr_matrix float32 ``[n, vocabulary]`` of weights of 0 or more."""
         bits = _bits(spec)
         _check_rows(vectors, "sparse")
-        columns, rows, weights = from_vectors(vectors)
-        codes = encode16(weights)
-        kept = codes > 0
-        if not kept.all():
-            columns, rows, weights, codes = columns[kept], rows[kept], weights[kept], codes[kept]
+        chunks = _coded(from_vectors(vectors), bits)
         if bits == 16:
-            postings = assemble([(columns, rows, codes)], count(vectors), np.uint16)
-            return cls(postings, spec, dimension(vectors), None)
-        return cls._of_scaled(iter([(columns, rows, weights)]), count(vectors), spec, dimension(vectors))
+            return cls(assemble(chunks, count(vectors), np.uint16), spec, dimension(vectors), None)
+        return cls._of_scaled(chunks, count(vectors), spec, dimension(vectors))
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]], spec: Spec) -> Self:
@@ -210,12 +205,15 @@ class LexicalIndex:
         """Index a csr_matrix float32 ``[n, vocabulary]`` of term frequencies: whole numbers of 0 or more."""
         _check_plain(spec)
         _check_rows(vectors, "lexical")
-        columns, rows, frequencies = from_vectors(vectors)
-        if len(frequencies) and (np.any(np.rint(frequencies) != frequencies) or frequencies.max() >= 2.0**32):
-            raise VectorError("lexical vectors must hold term frequencies: whole numbers below 2**32")
-        lengths = np.bincount(rows, weights=frequencies, minlength=count(vectors)).astype(np.int64)
-        highest = int(frequencies.max()) if len(frequencies) else 0
-        postings = assemble([(columns, rows, frequencies)], count(vectors), np.min_scalar_type(highest))
+        chunks, highest, n = list(from_vectors(vectors)), 0, count(vectors)
+        lengths = np.zeros(n, np.int64)
+        for _, rows, frequencies in chunks:
+            if len(rows):
+                highest = max(highest, int(frequencies.max()))
+                if highest >= 2**32 or np.any(np.rint(frequencies) != frequencies):
+                    raise VectorError("lexical vectors must hold term frequencies: whole numbers below 2**32")
+                lengths += np.bincount(rows, weights=frequencies, minlength=n).astype(np.int64)
+        postings = assemble(chunks, n, np.min_scalar_type(highest))
         return cls(postings, spec, dimension(vectors), lengths)
 
     @classmethod
@@ -375,6 +373,15 @@ def _merged_shape(parts: Sequence[tuple[Any, NDArray[np.int64]]]) -> tuple[int, 
     if len(dimensions) != 1:
         raise VectorError(f"indexes of one vocabulary can be merged, and these have {dimensions or 'none'}")
     return sum(int(np.count_nonzero(rows >= 0)) for _, rows in parts), dimensions[0]
+
+
+def _coded(chunks: Iterable[Chunk], bits: int) -> Iterator[Chunk]:
+    """Weights as 16-bit codes, or as they are for other bits, without those that the codes cannot hold."""
+    for columns, rows, weights in chunks:
+        codes = encode16(weights)
+        kept = codes > 0
+        values = codes if bits == 16 else weights
+        yield (columns, rows, values) if kept.all() else (columns[kept], rows[kept], values[kept])
 
 
 def _scaled(chunks: Iterator[Chunk], scales: list[NDArray[np.float32]]) -> Iterator[Chunk]:

@@ -35,7 +35,8 @@ MOST_ROWS = 1 << 40
 
 _ROW_BITS = 40
 _REMEMBERED = 1 << 16  # places of terms that were met before
-_CHUNK = 1 << 18  # postings that a merge holds unpacked: some 20 MB
+_CHUNK = 1 << 18  # postings that are held unpacked: some 20 MB
+_COUNTED = 1 << 20  # columns up to which they are sorted by counting
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,24 +147,44 @@ def _offsets(array: NDArray[np.int64], end: int) -> bool:
     return bool(array[0] == 0 and array[-1] == end and _rises(array))
 
 
-def from_vectors(vectors: Any) -> Chunk:
-    """The non-zeros of a csr_matrix; entries that a row holds twice are added up."""
-    data, columns = vectors.data, vectors.indices
-    present = data != 0
-    rows = np.repeat(np.arange(vectors.shape[0], dtype=np.int64), np.diff(vectors.indptr))
+def from_vectors(vectors: Any) -> Iterator[Chunk]:
+    """The non-zeros of a csr_matrix, each term whole; entries that a row holds twice are added up.
+
+    Raises VectorError for a column that is negative, or beyond the matrix.
+    """
+    n, width = vectors.shape
+    columns = vectors.indices
+    if len(columns) and not 0 <= (least := int(columns.min())) <= (most := int(columns.max())) < width:
+        raise VectorError(
+            f"a sparse vector has the column {least if least < 0 else most}: columns are 0 to {width - 1}"
+        )
+    if width > _COUNTED:
+        order = np.argsort(columns, kind="stable")
+        rows = np.repeat(np.arange(n, dtype=np.int64), np.diff(vectors.indptr))
+        yield _summed(columns[order].astype(np.int64, copy=False), rows[order], vectors.data[order])
+        return
+    turned = vectors.tocsc()  # by counting: a tenth of the time of sorting
+    starts = turned.indptr.astype(np.int64, copy=False)
+    low = 0
+    while low < width:
+        high = max(low + 1, int(np.searchsorted(starts, starts[low] + _CHUNK, side="right")) - 1)
+        terms = np.repeat(np.arange(low, high, dtype=np.int64), np.diff(starts[low : high + 1]))
+        some = slice(int(starts[low]), int(starts[high]))
+        yield _summed(terms, turned.indices[some].astype(np.int64), turned.data[some])
+        low = high
+
+
+def _summed(terms: NDArray[np.int64], rows: NDArray[np.int64], values: NDArray[Any]) -> Chunk:
+    """Sorted postings without zeros, each row once."""
+    present = values != 0
     if not present.all():
-        data, columns, rows = data[present], columns[present], rows[present]
-    order = np.argsort(columns, kind="stable")
-    terms = columns[order].astype(np.int64, copy=False)
-    rows, data = rows[order], data[order]
-    if len(terms) and terms[0] < 0:
-        raise VectorError(f"a sparse vector has the column {terms[0]}: columns must be 0 or more")
+        terms, rows, values = terms[present], rows[present], values[present]
     first = np.ones(len(terms), np.bool_)
     first[1:] = (terms[1:] != terms[:-1]) | (rows[1:] != rows[:-1])
-    if not first.all():
-        starts = np.flatnonzero(first)
-        terms, rows, data = terms[starts], rows[starts], np.add.reduceat(data, starts)
-    return terms, rows, data
+    if first.all():
+        return terms, rows, values
+    starts = np.flatnonzero(first)
+    return terms[starts], rows[starts], np.add.reduceat(values, starts)
 
 
 def assemble(chunks: Iterable[Chunk], n: int, payload: Any) -> Postings:
