@@ -39,9 +39,9 @@ SHARES, MILLISECONDS = (0.05, 0.1, 0.2, 0.3, 0.5), (0.1, 0.3, 1.0)
 GRID = tuple(itertools.product((5, 8, 12, 20, 40), (0.9, 0.7, 0.6, 0.5, 0.4)))  # query_cut, heap_factor
 
 
-def documents(corpus: Path, place: Path) -> Any:
-    """The passages' vectors, csr_matrix float32 ``[PASSAGES, vocabulary]``; kept in ``place``, weights as float16."""
-    parts = [place / f"documents-{first:07}.npz" for first in range(0, PASSAGES, PART)]
+def documents(corpus: Path, place: Path, count: int) -> Any:
+    """The vectors of ``count`` passages, csr_matrix float32 ``[count, vocabulary]``; kept in ``place``, weights as float16."""
+    parts = [place / f"documents-{first:07}.npz" for first in range(0, count, PART)]
     missing = [at for at, part in enumerate(parts) if not part.exists()]
     if missing:
         from retrievers import SparseEncoder
@@ -51,7 +51,7 @@ def documents(corpus: Path, place: Path) -> Any:
         encoder.model.max_seq_length = TOKENS + 2
         with (corpus / "corpus.jsonl").open(encoding="utf-8") as lines:
             records = [json.loads(line) for line in lines]
-        chosen = sorted(random.Random(0).sample(range(len(records)), PASSAGES))
+        chosen = sorted(random.Random(0).sample(range(len(records)), count))
         for at in missing:
             some = [records[row] for row in chosen[at * PART : (at + 1) * PART]]
             found = encoder.encode_document([f"{one['title']} {one['text']}".strip() for one in some])
@@ -183,12 +183,15 @@ def theirs(index: Any, cut: int, factor: float) -> Search:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="the folder that debian_passages.py has filled")
-    parser.add_argument("--vectors", type=Path, help="where vectors are kept; by default FOLDER/splade")
-    parser.add_argument("--seismic", type=Path, help="where Seismic's index is kept; by default FOLDER/splade/seismic")
+    parser.add_argument(
+        "--passages", type=int, default=PASSAGES, help="fewer take less time, and a folder of their own"
+    )
+    parser.add_argument("--vectors", type=Path, help="where vectors are kept; by default FOLDER/splade-PASSAGES")
+    parser.add_argument("--seismic", type=Path, help="where Seismic's index is kept; by default beside the vectors")
     parser.add_argument("--alone", action="store_true", help="without Seismic")
     given = parser.parse_args()
-    place = given.vectors or given.corpus / "splade"
-    corpus = documents(given.corpus, place)
+    place = given.vectors or given.corpus / f"splade-{given.passages}"
+    corpus = documents(given.corpus, place, given.passages)
     print(describe("pyseismic-lsr", "scipy"))
     print(f"{corpus.shape[0]:,} passages, {corpus.nnz / corpus.shape[0]:.0f} terms each")
     peer = None if given.alone else seismic_index(corpus, given.seismic or place / "seismic")

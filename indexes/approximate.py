@@ -16,7 +16,7 @@ from retrievers.indexes.dense import load_stored, save_stored
 from retrievers.indexes.exact import StoredVectors, check_search, nothing, place
 from retrievers.indexes.parameters import check_parameters
 from retrievers.indexes.protocol import Found
-from retrievers.indexes.threads import PIECES, pieces, shared
+from retrievers.indexes.threads import pieces, shared
 from retrievers.indexes.tuning import DEPTH, LEAST, Tuned, tune, tune_for
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors
@@ -141,8 +141,7 @@ class ApproximateIndex:
         for best in shared(
             lambda piece: self._search(values[piece], k, count, permitted, mask),
             pieces(len(values), _PAIRS // count, _SHARE),
-            PIECES,
-            accelerators.use_one_thread,
+            start=accelerators.use_one_thread,
         ):
             found.rows.extend(best.rows)
             found.scores.extend(best.scores)

@@ -14,7 +14,7 @@ from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.kernels import Payload
 from retrievers.indexes.postings import Postings
 from retrievers.indexes.protocol import Found
-from retrievers.indexes.threads import PIECES, pieces, shared
+from retrievers.indexes.threads import pieces, shared
 
 _LARGE = 1 << 12
 _BATCH = 1 << 22  # results that one call of a kernel may hold
@@ -74,7 +74,7 @@ def search_postings(
         ends = [(at, at + size) for at, size in zip(range(0, batch * k, k), counts.tolist(), strict=True)]
         return [(rows[at:end].copy(), scores[at:end].copy()) for at, end in ends]
 
-    answered = shared(answer, pieces(queries, _BATCH // k, _SHARE), PIECES)
+    answered = shared(answer, pieces(queries, _BATCH // k, _SHARE))
     found = [one for some in answered for one in some]
     return Found([rows for rows, _ in found], [scores for _, scores in found])
 

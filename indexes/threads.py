@@ -9,8 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-PIECES = 4
-"""Pieces of a batch for each thread."""
+_PIECES = 4  # of a batch for each thread
 
 
 def granted() -> int:
@@ -30,7 +29,7 @@ def pieces(count: int, most: int, least: int) -> list[slice]:
     Some queries take long: a thread that is done takes the next piece. Less than ``least`` for each thread is not shared.
     """
     threads = min(granted(), count // least) if count >= 2 * least else 1
-    step = max(1, min(most, count if threads == 1 else -(-count // (PIECES * threads))))
+    step = max(1, min(most, count if threads == 1 else -(-count // (_PIECES * threads))))
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hashing import HashEncoder
 
 from retrievers import Document, Retriever
-from retrievers.indexes import plaid
+from retrievers.indexes import plaid, threads
 
 THREADS = 16
 CASES = [
@@ -43,6 +46,71 @@ def built(path: Path, kind: str, index: str, given: list[Document]) -> Retriever
     return Retriever.build(path, given, encoder=encoder, index=index)
 
 
+@pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,1", 2), ("0", None), ("many", None), ("", None)])
+def test_threads_are_those_granted_or_one_a_core(
+    given: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads.granted() == (wanted or len(os.sched_getaffinity(0)))
+
+
+def test_a_batch_is_cut_into_pieces_that_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for count, most, least, wanted in [
+        (0, 10, 4, []),
+        (7, 10, 4, [7]),
+        (7, 3, 4, [3, 3, 1]),
+        (8, 10, 4, [1] * 8),
+        (100, 50, 4, [9] * 11 + [1]),
+        (100, 5, 4, [5] * 20),
+    ]:
+        pieces = threads.pieces(count, most, least)
+        assert [piece.stop - piece.start for piece in pieces] == wanted
+        assert [at for piece in pieces for at in range(count)[piece]] == list(range(count))
+
+
+@pytest.mark.parametrize(("items", "least", "wanted"), [(12, 4, 3), (11, 4, 2), (7, 4, 1), (30, 4, 3), (0, 1, 1)])
+def test_work_is_shared_among_the_threads_granted(
+    items: int, least: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    used, started = set(), []
+
+    def work(item: int) -> int:
+        used.add(threading.get_ident())
+        time.sleep(0.005)  # so that a thread that starts late finds work left
+        return -item
+
+    assert threads.shared(work, range(items), least, lambda: started.append(1)) == [-item for item in range(items)]
+    assert len(used) == (wanted if items else 0)
+    assert len(started) == (wanted if wanted > 1 else 0)
+
+
+@every_kind
+def test_threads_share_a_batch_and_give_the_hits_of_one(
+    kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plaid, "LEAST_TOKENS", 500)
+    pools: list[int] = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers: int, **options: Any) -> None:
+            pools.append(workers)
+            super().__init__(workers, **options)
+
+    given = documents(600)
+    asked = [document.text[:30] for document in given[::8]]
+    with built(tmp_path / "index", kind, index, given) as retriever:
+        monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Counted)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        alone = retriever.search(asked, k=5)
+        assert pools == []
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert retriever.search(asked, k=5) == alone
+    own = index == "flat" or index == "maxsim"  # products of matrices bring threads of their own
+    assert own or pools == [3]
+
+
 @every_kind
 def test_sixteen_threads_get_the_hits_of_one(
     kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,7 +139,9 @@ def test_sixteen_threads_get_the_hits_of_one(
     assert together == alone
 
 
-@pytest.mark.parametrize(("kind", "index"), [CASES[0], CASES[3], CASES[9]], ids=["lexical", "flat", "plaid"])
+@pytest.mark.parametrize(
+    ("kind", "index"), [("lexical", "inverted"), ("dense", "flat"), ("multi-vector", "plaid(candidates=40)")]
+)
 def test_readers_see_whole_commits_while_a_writer_adds_and_deletes(
     kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

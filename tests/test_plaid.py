@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from functools import lru_cache
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from retrievers import Document, Retriever
 from retrievers.cli.information import examine, print_information
 from retrievers.errors import IndexDamagedError, SpecError, VectorError
-from retrievers.indexes import bitmaps, plaid, residuals, threads
+from retrievers.indexes import bitmaps, plaid, residuals
 from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
@@ -179,14 +178,6 @@ def test_threads_share_a_batch_and_give_what_one_gives(
     assert len(used) == wanted
     for first, second in zip((*alone.rows, *alone.scores), (*together.rows, *together.scores), strict=True):
         np.testing.assert_array_equal(first, second)
-
-
-@pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,1", 2), ("0", None), ("many", None), ("", None)])
-def test_threads_are_those_granted_or_one_a_core(
-    given: str, wanted: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert threads.granted() == (wanted or len(os.sched_getaffinity(0)))
 
 
 def test_added_documents_are_assigned_to_the_centroids_and_drift_is_told() -> None:
