@@ -46,70 +46,19 @@ static inline void ask(const Stored *stored, const int64_t *rows, int64_t at, in
     }
 }
 
-#if defined(__GNUC__)
-/* The compiler keeps these in registers, of whatever width there are. */
-typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float Sixteen __attribute__((vector_size(64), aligned(4), may_alias));
-typedef double Wide __attribute__((vector_size(64), aligned(8), may_alias));
-
-#define WIDEN(at) __builtin_convertvector(*(const Eight *)(at), Wide)
-#define ADD_PRODUCTS(row, query)                                                                                       \
-    do {                                                                                                               \
-        const Wide *q = (const Wide *)(query);                                                                         \
-        a += WIDEN(row) * q[0];                                                                                        \
-        b += WIDEN((row) + 8) * q[1];                                                                                  \
-        c += WIDEN((row) + 16) * q[2];                                                                                 \
-        e += WIDEN((row) + 24) * q[3];                                                                                 \
-    } while (0)
-
-CLONES static void score_rows(const Stored *stored, const double *query, const int64_t *rows, int64_t count,
-                              float *scores) {
+/* The compiler keeps the running sums in registers, of whatever width there are. */
+CLONES static void score_rows(const Stored *stored, const double *restrict query, const int64_t *restrict rows, int64_t count,
+                              float *restrict scores) {
     const int64_t dimension = stored->dimension, whole = dimension - dimension % LANES;
     for (int64_t i = 0; i < count; i++) {
         ask(stored, rows, i, count);
         const float *row = stored->values + rows[i] * dimension;
-        Wide a = {0}, b = {0}, c = {0}, e = {0};
-        for (int64_t d = 0; d < whole; d += LANES)
-            ADD_PRODUCTS(row + d, query + d);
-        if (whole < dimension) {
-            float last[LANES] = {0};
-            memcpy(last, row + whole, (size_t)(dimension - whole) * sizeof *last);
-            ADD_PRODUCTS(last, query + whole);
-        }
-        const Wide s = (a + c) + (b + e);
-        scores[i] = (float)(((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])));
-    }
-}
-
-CLONES static void score_roughly(const Stored *stored, const float *query, const int64_t *rows, int64_t count,
-                                 float *scores) {
-    const int64_t dimension = stored->dimension, whole = dimension - dimension % LANES;
-    for (int64_t i = 0; i < count; i++) {
-        ask(stored, rows, i, count);
-        const float *row = stored->values + rows[i] * dimension;
-        Sixteen a = {0}, b = {0};
-        for (int64_t d = 0; d < whole; d += LANES) {
-            a += *(const Sixteen *)(row + d) * *(const Sixteen *)(query + d);
-            b += *(const Sixteen *)(row + d + 16) * *(const Sixteen *)(query + d + 16);
-        }
-        a += b;
-        float sums[16];
-        memcpy(sums, &a, sizeof sums);
-        for (int width = 8; width > 0; width /= 2)
-            for (int lane = 0; lane < width; lane++)
-                sums[lane] += sums[lane + width];
-        for (int64_t d = whole; d < dimension; d++)
-            sums[0] += row[d] * query[d];
-        scores[i] = sums[0];
-    }
-}
-#else
-static void score_rows(const Stored *stored, const double *query, const int64_t *rows, int64_t count, float *scores) {
-    for (int64_t i = 0; i < count; i++) {
-        const float *row = stored->values + rows[i] * stored->dimension;
         double sums[LANES] = {0};
-        for (int64_t d = 0; d < stored->dimension; d++)
-            sums[d % LANES] += row[d] * query[d];
+        for (int64_t d = 0; d < whole; d += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                sums[lane] += (double)row[d + lane] * query[d + lane];
+        for (int64_t d = whole; d < dimension; d++)
+            sums[d - whole] += (double)row[d] * query[d];
         for (int width = LANES / 2; width > 0; width /= 2)
             for (int lane = 0; lane < width; lane++)
                 sums[lane] += sums[lane + width];
@@ -117,16 +66,24 @@ static void score_rows(const Stored *stored, const double *query, const int64_t 
     }
 }
 
-static void score_roughly(const Stored *stored, const float *query, const int64_t *rows, int64_t count, float *scores) {
+CLONES static void score_roughly(const Stored *stored, const float *restrict query, const int64_t *restrict rows, int64_t count,
+                                 float *restrict scores) {
+    const int64_t dimension = stored->dimension, whole = dimension - dimension % LANES;
     for (int64_t i = 0; i < count; i++) {
-        const float *row = stored->values + rows[i] * stored->dimension;
-        float sum = 0;
-        for (int64_t d = 0; d < stored->dimension; d++)
-            sum += row[d] * query[d];
-        scores[i] = sum;
+        ask(stored, rows, i, count);
+        const float *row = stored->values + rows[i] * dimension;
+        float sums[LANES] = {0};
+        for (int64_t d = 0; d < whole; d += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                sums[lane] += row[d + lane] * query[d + lane];
+        for (int width = LANES / 2; width > 0; width /= 2)
+            for (int lane = 0; lane < width; lane++)
+                sums[lane] += sums[lane + width];
+        for (int64_t d = whole; d < dimension; d++)
+            sums[0] += row[d] * query[d];
+        scores[i] = sums[0];
     }
 }
-#endif
 
 static int sound(const float *scores, int64_t count) {
     int all = 1;

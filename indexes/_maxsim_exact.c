@@ -43,32 +43,17 @@ CLONES static int widen(const Pairs *job, int64_t token, double *restrict out) {
     return !unsound;
 }
 
-#if defined(__GNUC__)
-/* Eight lanes that the compiler keeps in registers, of whatever width there are. */
-typedef double Eight __attribute__((vector_size(64), aligned(8)));
-
+/* The compiler keeps the sums in registers, of whatever width there are. */
 CLONES static void multiply(int64_t dimension, const double *restrict lanes, const double *restrict token,
                             double *restrict products) {
-    Eight a = {0}, b = {0}, c = {0}, e = {0};
+    double sums[LANES] = {0};
     for (int64_t d = 0; d < dimension; d++) {
-        const Eight *query = (const Eight *)(lanes + d * LANES);
-        a += query[0] * token[d];
-        b += query[1] * token[d];
-        c += query[2] * token[d];
-        e += query[3] * token[d];
-    }
-    Eight *out = (Eight *)products;
-    out[0] = a, out[1] = b, out[2] = c, out[3] = e;
-}
-#else
-static void multiply(int64_t dimension, const double *lanes, const double *token, double *products) {
-    for (int lane = 0; lane < LANES; lane++)
-        products[lane] = 0;
-    for (int64_t d = 0; d < dimension; d++)
+        const double value = token[d];
         for (int lane = 0; lane < LANES; lane++)
-            products[lane] += lanes[d * LANES + lane] * token[d];
+            sums[lane] += lanes[d * LANES + lane] * value;
+    }
+    memcpy(products, sums, sizeof sums);
 }
-#endif
 
 /* Returns 0 where the row holds what no sound row does. */
 static int score_pair(const Pairs *job, int64_t pair) {

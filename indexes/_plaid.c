@@ -160,13 +160,18 @@ typedef struct {
     float *wide; /* [dimension, lanes] the query, and [padded] of a centroid, at level NONE */
 } Search;
 
+/* BYTES lanes at a time, whose sums the compiler keeps in registers; `lanes` is a multiple of that. */
 CLONES static void multiply_plain(const float *restrict query, const float *restrict token, int64_t dimension, int64_t lanes,
                                   float *restrict products) {
-    for (int64_t lane = 0; lane < lanes; lane++)
-        products[lane] = 0;
-    for (int64_t d = 0; d < dimension; d++)
-        for (int64_t lane = 0; lane < lanes; lane++)
-            products[lane] += query[d * lanes + lane] * token[d];
+    for (int64_t first = 0; first < lanes; first += BYTES) {
+        float sums[BYTES] = {0};
+        for (int64_t d = 0; d < dimension; d++) {
+            const float value = token[d];
+            for (int lane = 0; lane < BYTES; lane++)
+                sums[lane] += query[d * lanes + first + lane] * value;
+        }
+        memcpy(products + first, sums, sizeof sums);
+    }
 }
 
 CLONES static void to_bytes(const float *restrict scores, int64_t count, float scale, uint8_t *restrict out) {
