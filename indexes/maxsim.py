@@ -206,11 +206,10 @@ class MaxSimIndex:
         k = min(k, len(rows))
         if k:
             level = level_for(given.values)
-            tokens, threads = (
-                len(given.values),
-                granted() if level else 1,
-            )  # the product of matrices has threads of its own
-            together = min(_TOGETHER_NARROW, max(_TOGETHER, -(-tokens // threads))) if level else _TOGETHER
+            # Where there is no bfloat16, products of matrices have threads of their own.
+            threads = granted() if level and len(given) > 1 else 1
+            share = -(-len(given.values) // threads)
+            together = min(_TOGETHER_NARROW, max(_TOGETHER, share)) if level else _TOGETHER
             groups = list(_groups(given.offsets, together))
 
             def answer(some: NDArray[np.int64]) -> Found:
