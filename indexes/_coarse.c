@@ -191,16 +191,15 @@ SCALAR static void add_values(uint16_t *restrict sums, const uint16_t *restrict 
         sums[ids[i]] = (uint16_t)(sums[ids[i]] + values[i]);
 }
 
-/* The same, with the rows that are at `low` or above, of which the first `most` are kept; returns how many there are. A row
- * comes once for each term that finds it there. */
+/* The same, with the rows that are at `low` or above after the `found` that are known, of which RISEN are kept; returns how many
+ * there are. A row comes once for each term that finds it there. */
 SCALAR static int64_t add_watched(uint16_t *restrict sums, const uint16_t *restrict ids, const uint16_t *restrict values,
-                                  int64_t count, uint16_t low, uint16_t *restrict risen, int64_t most) {
-    int64_t found = 0;
+                                  int64_t count, uint16_t low, uint16_t *restrict risen, int64_t found) {
     for (int64_t i = 0; i < count; i++) {
         const uint16_t id = ids[i], sum = (uint16_t)(sums[id] + values[i]);
         sums[id] = sum;
         if (sum >= low) {
-            if (found < most)
+            if (found < RISEN)
                 risen[found] = id;
             found++;
         }
@@ -336,11 +335,8 @@ static int64_t add_postings(const Index *index, const Coarse *coarse, const Curs
             to_values(coarse->codes + at, scratch->factors[cursor->number], count, values);
         if (low == 0)
             add_values(scratch->sums, index->ids + at, values, count);
-        else {
-            const int64_t room = found < RISEN ? RISEN - found : 0;
-            found += add_watched(scratch->sums, index->ids + at, values, count, (uint16_t)low,
-                                 scratch->candidates + (found < RISEN ? found : RISEN), room);
-        }
+        else
+            found = add_watched(scratch->sums, index->ids + at, values, count, (uint16_t)low, scratch->candidates, found);
     }
     return found;
 }
@@ -379,95 +375,118 @@ static int take_reached(const Index *index, const Range *range, int64_t base, in
     return 1;
 }
 
+/* What of the terms is left in a part, by the most that they can add, descending, from each on. */
+typedef struct {
+    int32_t most[COARSE_TERMS + 1];
+    int64_t cost[COARSE_TERMS + 1];
+    int32_t common; /* what all terms that are kept row by row can add */
+} Left;
+
+/* Add all terms, those that can add least first: so few postings are left when the sums can come to `low`. The candidates are
+ * the rows that come to it; returns how many, or -1 where they have to be looked for. */
+static int64_t add_ascending(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch,
+                             const Left *left, int64_t whole, int watch, int low) {
+    uint16_t *sums = scratch->sums + (int64_t)part * PART;
+    Cursor **ordered = scratch->by_bound;
+    int fresh = 1;
+    for (int64_t i = 0; i < range->count; i++)
+        if (coarse->places[ordered[i]->slot] >= 0) {
+            const uint8_t *codes = dense_of(coarse, ordered[i], range, (int64_t)part * PART);
+            (fresh ? set_dense : add_dense)(sums, codes, scratch->factors[ordered[i]->number], whole);
+            fresh = 0;
+        }
+    if (fresh)
+        memset(sums, 0, (size_t)whole * sizeof *sums);
+    int32_t most = left->common;
+    int64_t found = 0;
+    watch &= most < low;
+    for (int64_t i = range->count - 1; i >= 0; i--)
+        if (coarse->places[ordered[i]->slot] < 0) {
+            most += left->most[i] - left->most[i + 1];
+            found = add_postings(index, coarse, ordered[i], part, scratch, watch && most >= low ? low : 0, found);
+        }
+    return watch && found <= RISEN ? sort_ids(scratch->candidates, found) : -1;
+}
+
+/* Add terms, those that can add most first, until few rows can still come to `low`: what the others add is looked up for these
+ * alone. Returns as add_ascending does. */
+static int64_t add_descending(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch,
+                              const Left *left, int64_t limit, int low) {
+    const int64_t base = (int64_t)part * PART, count = range->count;
+    uint16_t *sums = scratch->sums;
+    Cursor **ordered = scratch->by_bound;
+    int64_t found = -1, i = 0;
+    int tried = 0;
+    for (; i < count; i++) {
+        if (!tried && left->most[i] < low && left->cost[i] > STREAMED) {
+            tried = 1;
+            found = reached(sums, base, limit, (uint16_t)(low - left->most[i]), scratch->candidates,
+                            left->cost[i] / (LOOK_UP * (count - i)));
+            if (found >= 0)
+                break;
+        }
+        if (coarse->places[ordered[i]->slot] < 0)
+            (void)add_postings(index, coarse, ordered[i], part, scratch, 0, 0);
+        else
+            add_dense(sums + base, dense_of(coarse, ordered[i], range, base), scratch->factors[ordered[i]->number], limit);
+    }
+    for (; i < count; i++) {
+        const Cursor *cursor = ordered[i];
+        int64_t stop;
+        const int64_t start = part_of(coarse, cursor, part, &stop);
+        const uint16_t factor = scratch->factors[cursor->number];
+        int64_t kept = 0, from = start;
+        for (int64_t j = 0; j < found; j++) {
+            const uint16_t id = scratch->candidates[j];
+            if (sums[id] + left->most[i] < low)
+                continue;
+            scratch->candidates[kept++] = id;
+            if (coarse->places[cursor->slot] >= 0)
+                sums[id] = (uint16_t)(sums[id] + value_of(dense_of(coarse, cursor, range, 0)[id], factor));
+            else {
+                from = gallop(index->ids, from, stop, id);
+                if (from < stop && index->ids[from] == id)
+                    sums[id] = (uint16_t)(sums[id] + value_of(coarse->codes[from], factor));
+            }
+        }
+        found = kept;
+    }
+    return found;
+}
+
 /* One part of a range. Terms come by the most that they can add, descending. Returns 0 where too many rows are kept. */
 static int search_part(const Index *index, const Coarse *coarse, const Range *range, int part, Scratch *scratch, int64_t k,
                        int margin) {
     const int64_t base = (int64_t)part * PART, count = range->count;
     const int64_t limit = range->limit - base < PART ? range->limit - base : PART;
+    const int64_t whole = (limit + LANES - 1) / LANES * LANES; /* dense codes and sums go on to there */
     uint16_t *sums = scratch->sums;
-    Cursor **ordered = scratch->by_bound;
-    int32_t rest[COARSE_TERMS + 1], common = 0; /* what is left to add at most; and by the terms kept row by row */
-    int64_t cost[COARSE_TERMS + 1];
-    rest[count] = 0, cost[count] = 0;
+    Left left;
+    left.most[count] = 0, left.cost[count] = 0, left.common = 0;
     for (int64_t i = count - 1; i >= 0; i--) {
-        const Cursor *cursor = ordered[i];
+        const Cursor *cursor = scratch->by_bound[i];
         int64_t stop;
         const int64_t start = part_of(coarse, cursor, part, &stop), postings = stop - start;
         const int dense = coarse->places[cursor->slot] >= 0;
         const int32_t most = value_of(coarse->highest[(cursor->block - 1) * PARTS + part], scratch->factors[cursor->number]);
-        rest[i] = rest[i + 1] + most;
-        common += dense ? most : 0;
-        cost[i] = cost[i + 1] + (dense ? DENSE_COST : postings);
+        left.most[i] = left.most[i + 1] + most;
+        left.common += dense ? most : 0;
+        left.cost[i] = left.cost[i + 1] + (dense ? DENSE_COST : postings);
     }
     int low = low_of(scratch, k, margin);
-    if (rest[0] < low)
+    if (left.most[0] < low)
         return 1;
-    const int64_t whole = (limit + LANES - 1) / LANES * LANES; /* dense codes and sums go on to there */
-    int64_t found = -1, i = 0;
-    for (; rest[i] >= low; i++)
-        ;
-    if (cost[i] <= STREAMED) {
-        /* Those that can add least come first: so few postings are left when the sums can come to `low`. */
-        int fresh = 1;
-        for (int64_t j = 0; j < count; j++)
-            if (coarse->places[ordered[j]->slot] >= 0) {
-                const uint8_t *codes = dense_of(coarse, ordered[j], range, base);
-                (fresh ? set_dense : add_dense)(sums + base, codes, scratch->factors[ordered[j]->number], whole);
-                fresh = 0;
-            }
-        if (fresh)
-            memset(sums + base, 0, (size_t)whole * sizeof *sums);
-        const int watch = common < low && scratch->best_count == k;
-        found = 0;
-        int32_t most = common;
-        for (int64_t j = count - 1; j >= 0; j--) {
-            if (coarse->places[ordered[j]->slot] >= 0)
-                continue;
-            most += rest[j] - rest[j + 1];
-            found = add_postings(index, coarse, ordered[j], part, scratch, watch && most >= low ? low : 0, found);
-        }
-        if (!watch || found > RISEN)
-            return take_reached(index, range, base, limit, scratch, k, margin, low);
-        found = sort_ids(scratch->candidates, found);
-    } else {
-        int tried = 0;
+    int64_t found, enough = 0; /* terms without which no row comes to `low` */
+    while (left.most[enough] >= low)
+        enough++;
+    if (left.cost[enough] <= STREAMED)
+        found = add_ascending(index, coarse, range, part, scratch, &left, whole, scratch->best_count == k, low);
+    else {
         memset(sums + base, 0, (size_t)whole * sizeof *sums);
-        for (i = 0; i < count; i++) {
-            if (!tried && rest[i] < low && cost[i] > STREAMED) {
-                tried = 1;
-                found = reached(sums, base, limit, (uint16_t)(low - rest[i]), scratch->candidates, cost[i] / (LOOK_UP * (count - i)));
-                if (found >= 0)
-                    break;
-            }
-            if (coarse->places[ordered[i]->slot] < 0)
-                (void)add_postings(index, coarse, ordered[i], part, scratch, 0, 0);
-            else
-                add_dense(sums + base, dense_of(coarse, ordered[i], range, base), scratch->factors[ordered[i]->number], limit);
-        }
-        if (found < 0)
-            return take_reached(index, range, base, limit, scratch, k, margin, low);
-        for (; i < count; i++) {
-            const Cursor *cursor = ordered[i];
-            int64_t stop;
-            const int64_t start = part_of(coarse, cursor, part, &stop);
-            const uint16_t factor = scratch->factors[cursor->number];
-            int64_t left = 0, from = start;
-            for (int64_t j = 0; j < found; j++) {
-                const uint16_t id = scratch->candidates[j];
-                if (sums[id] + rest[i] < low)
-                    continue;
-                scratch->candidates[left++] = id;
-                if (coarse->places[cursor->slot] >= 0)
-                    sums[id] = (uint16_t)(sums[id] + value_of(dense_of(coarse, cursor, range, 0)[id], factor));
-                else {
-                    from = gallop(index->ids, from, stop, id);
-                    if (from < stop && index->ids[from] == id)
-                        sums[id] = (uint16_t)(sums[id] + value_of(coarse->codes[from], factor));
-                }
-            }
-            found = left;
-        }
+        found = add_descending(index, coarse, range, part, scratch, &left, limit, low);
     }
+    if (found < 0)
+        return take_reached(index, range, base, limit, scratch, k, margin, low);
     for (int64_t j = 0; j < found; j++)
         if (sums[scratch->candidates[j]] >= low && !take(index, range, scratch, k, margin, scratch->candidates[j], &low))
             return 0;

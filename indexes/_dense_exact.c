@@ -26,12 +26,12 @@ enum {
 
 typedef struct {
     const float *values;   /* [n, dimension] */
-    int64_t n, dimension, padded; /* the last is the dimension, rounded up to lanes */
+    int64_t n, dimension;
 } Stored;
 
 typedef struct {
     const float *single; /* [dimension] */
-    double *wide;        /* [padded] */
+    double *wide;        /* [dimension] */
     double slack;        /* by which a product in float32 may be off */
     Heap best;
 } Query;
@@ -154,13 +154,13 @@ static int take_stored(Stored *stored, const Py_buffer *values, long long dimens
     const int64_t numbers = item_count(values, 4);
     if (dimension < 1 || dimension > 1 << 24 || numbers < 0 || numbers % dimension != 0)
         return 0;
-    *stored = (Stored){values->buf, numbers / dimension, dimension, (dimension + LANES - 1) / LANES * LANES};
+    *stored = (Stored){values->buf, numbers / dimension, dimension};
     return 1;
 }
 
 static void widen(const Stored *stored, const float *query, double *out) {
-    for (int64_t d = 0; d < stored->padded; d++)
-        out[d] = d < stored->dimension ? query[d] : 0;
+    for (int64_t d = 0; d < stored->dimension; d++)
+        out[d] = query[d];
 }
 
 static double slack(const Stored *stored, const double *query, double longest) {
@@ -200,7 +200,7 @@ PyObject *dense_scores(PyObject *module, PyObject *arguments) {
         failed = numbers[i] < 0 || numbers[i] >= cells / dimension;
     if (failed)
         return answer(b, BUFFERS, misfit());
-    double *query = malloc((size_t)stored.padded * sizeof *query);
+    double *query = malloc((size_t)stored.dimension * sizeof *query);
     if (query == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());
     int outcome = SOUND;
@@ -238,9 +238,9 @@ static int take_best(Best *best, const Stored *stored, const Py_buffer *queries,
 /* The queries, freed by free(); NULL where there is no memory for them. */
 static Query *ready(const Best *best, const Stored *stored) {
     const size_t heads = ((size_t)best->count * sizeof(Query) / 64 + 1) * 64;
-    Query *queries = malloc(heads + (size_t)(best->count * stored->padded) * sizeof(double));
+    Query *queries = malloc(heads + (size_t)(best->count * stored->dimension) * sizeof(double));
     for (int64_t i = 0; i < best->count && queries != NULL; i++) {
-        double *wide = (double *)((char *)queries + heads) + i * stored->padded;
+        double *wide = (double *)((char *)queries + heads) + i * stored->dimension;
         const float *single = best->queries + i * stored->dimension;
         widen(stored, single, wide);
         queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}};
