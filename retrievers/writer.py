@@ -6,11 +6,10 @@ in the manifest, and the next writer removes it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from retrievers.assembly import Assembly, check_memory
+from retrievers.collection import Collection
 from retrievers.documents import Document, check_document
 from retrievers.encoders import Encoder, check_same, store_encoder
 from retrievers.errors import (
@@ -45,7 +45,7 @@ from retrievers.indexes.segments import (
     write_segment,
 )
 from retrievers.indexes.snapshot import Snapshot
-from retrievers.indexes.store import DocumentStore, Entry
+from retrievers.indexes.store import Entry
 from retrievers.readers import entries as placed
 from retrievers.specs import Spec
 from retrievers.staging import Staging
@@ -66,7 +66,7 @@ class Writer:
     def __init__(self, root: Path, encoder: Encoder | None = None) -> None:
         self._root = root
         self._encoder = encoder  # of a build
-        self._collection: _Collection | None = None  # of a build or an addition
+        self._collection: Collection | None = None  # of a build or an addition
         self._last = 0, 0  # the generation and number of the last name that was given
         self._lock = FileLock(root / _LOCK)
         try:
@@ -139,7 +139,7 @@ class Writer:
         if self._encoder is None:
             raise TypeError("this writer was not begun with begin_build")
         staging = Staging(self._root / _BUILDING)
-        collection = self._collection = _Collection(self._root)
+        collection = self._collection = Collection(self._root)
         before = self._manifest.documents
         again = done = 0
 
@@ -198,7 +198,7 @@ class Writer:
         self, encoder: Encoder, documents: Iterable[Document], memory: int, progress: Progress | None, *, new: bool
     ) -> tuple[tuple[SegmentRecord, ...], int]:
         """Segments of documents, whose ids must not be taken where they are ``new``, and how many documents there are."""
-        collection = self._collection = _Collection(self._root)
+        collection = self._collection = Collection(self._root)
         growing = _Growing(self, collection, (), lambda segments, ids: None)
         done = 0
         with Assembly(self._kind, memory, growing) as assembly:
@@ -342,7 +342,7 @@ class _Growing:
     def __init__(
         self,
         writer: Writer,
-        collection: _Collection,
+        collection: Collection,
         records: Sequence[SegmentRecord],
         commit: Callable[[Sequence[SegmentRecord], Set[str]], None],
     ) -> None:
@@ -380,84 +380,6 @@ def _replaced(
     """Records with one in place of a group that stands together."""
     first = records.index(group[0])
     return (*records[:first], by, *records[first + len(group) :])
-
-
-@dataclass(frozen=True)
-class _Sealed:
-    """A segment that this change has written. Its index is not opened: it would be read for nothing."""
-
-    record: SegmentRecord
-    store: DocumentStore
-
-    def is_live(self, row: int) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.store.close()
-
-
-class _Collection:
-    """The documents that are in segments: which ids are taken, and by what."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._segments: list[Segment | _Sealed] = list(Snapshot.open(root).segments)
-
-    def append(self, record: SegmentRecord) -> None:
-        self._segments.append(self._sealed(record))
-
-    def replace(self, group: Sequence[SegmentRecord], by: SegmentRecord) -> None:
-        """Let one segment take the place of those that were folded into it."""
-        names = {record.name for record in group}
-        gone = [segment for segment in self._segments if segment.record.name in names]
-        at = self._segments.index(gone[0])
-        self._segments[at : at + len(gone)] = [self._sealed(by)]
-        for segment in gone:
-            segment.close()
-
-    def close(self) -> None:
-        """Close the files."""
-        for segment in self._segments:
-            segment.close()
-
-    def _sealed(self, record: SegmentRecord) -> _Sealed:
-        return _Sealed(record, DocumentStore(self._root / SEGMENTS / record.name, record.documents))
-
-    def refuse_known(self, batch: Sequence[Entry]) -> None:
-        """Raise DuplicateIdError where an id is taken by a live document."""
-        for segment in self._segments:
-            known = segment.store.find([entry.document.id for entry in batch])
-            for entry in batch:
-                found = known.get(entry.document.id)
-                if found is not None and segment.is_live(found.row):
-                    raise duplicate(entry.document.id, f"{found.place} (already in the index)", entry.place)
-
-    def without_known(self, batch: Sequence[Entry]) -> tuple[Sequence[Entry], set[str]]:
-        """Leave out what the stopped build has committed; returns the rest and the ids left out.
-
-        Raises DuplicateIdError where an id came from another place, BuildChangedError where its document has changed.
-        """
-        if not self._segments:
-            return batch, set()
-        skipped: set[str] = set()
-        for segment in self._segments:
-            known = segment.store.find([entry.document.id for entry in batch])
-            if not known:
-                continue
-            stored = segment.store.documents(sorted(found.row for found in known.values()))
-            for entry in batch:
-                found = known.get(entry.document.id)
-                if found is None:
-                    continue
-                if found.ordinal != entry.ordinal:  # an ordinal comes once in a run: so of this one, too
-                    raise duplicate(entry.document.id, found.place, entry.place)
-                if not _same(stored[found.row], entry.document):
-                    raise BuildChangedError(
-                        f"{entry.place}: document {entry.document.id!r} is not what it was when the stopped build of "
-                        f"{self._root} indexed it: go on with the same documents, or remove the folder to begin anew"
-                    )
-                skipped.add(entry.document.id)
-        return [entry for entry in batch if entry.document.id not in skipped], skipped
 
 
 def _create(root: Path, encoder: Encoder, spec: Spec) -> None:
@@ -500,9 +422,3 @@ def _encode(encoder: Encoder, batch: Sequence[Entry], staging: Staging | None) -
     both = concatenate([staging.get(known), vectors])
     place = {document.id: row for row, document in enumerate(known + new)}
     return take(both, np.array([place[document.id] for document in documents], np.int64))
-
-
-def _same(stored: Document, document: Document) -> bool:
-    if stored.text != document.text or stored.title != document.title:
-        return False
-    return json.dumps(dict(stored.metadata)) == json.dumps(dict(document.metadata))
