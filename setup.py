@@ -11,6 +11,7 @@ setup(
                 "indexes/_coarse.c",
                 "indexes/_dense.c",
                 "indexes/_dense_exact.c",
+                "indexes/_documents.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
                 "indexes/_maxsim.c",

@@ -48,6 +48,8 @@ PyObject *dense_best(PyObject *module, PyObject *arguments);
 PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *dense_scan(PyObject *module, PyObject *arguments);
 PyObject *dense_scores(PyObject *module, PyObject *arguments);
+PyObject *documents_find(PyObject *module, PyObject *arguments);
+PyObject *documents_read(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);

@@ -1,4 +1,4 @@
-"""Arrays on disk, memory-mapped, and the small JSON files beside them, checked before anything looks inside."""
+"""Arrays on disk, memory-mapped or growing, and the small JSON files beside them, checked before anything looks inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import IO, Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,6 @@ _libc = _system()
 _PLAIN = re.compile(
     rb"\{'descr': '([<>|]?[a-z][0-9]+)', 'fortran_order': (True|False), 'shape': \(((?:[0-9]+(?:, ?)?)*)\), \} *\n"
 )
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def load_array(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -97,8 +97,6 @@ class _Mapped:
 
 def _map(path: Path) -> NDArray[Any]:
     """The array of an ``.npy`` file, mapped where it has elements. Raises OSError, ValueError and the like."""
-    if _libc is None:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     with path.open("rb") as file:
         shape, fortran, dtype = _header(file)
         start, size = file.tell(), os.fstat(file.fileno()).st_size
@@ -109,35 +107,95 @@ def _map(path: Path) -> NDArray[Any]:
         if not math.prod(shape) * dtype.itemsize:
             return np.empty(shape, dtype)
         stored = shape[::-1] if fortran else shape
-        array = np.asarray(_Mapped(file.fileno(), start, stored, dtype))
+        mapped = (
+            np.memmap(file, dtype, "r", start, stored)
+            if _libc is None
+            else _Mapped(file.fileno(), start, stored, dtype)
+        )
+        array = np.asarray(mapped)
         return array.T if fortran else array
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of an ``.npy`` file, which is read to where its elements begin.
 
-    What numpy writes is read here: numpy itself has Python parse it, which raises SystemError in Python 3.11 where several
-    threads parse at once.
+    What numpy writes for plain types is read here: numpy itself has Python parse it, which raises SystemError in Python
+    3.11 where several threads parse at once, and errors of many kinds where the header is damaged.
     """
     version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
+    if version != (1, 0):
         raise ValueError(f"it has version {version} of the format")
-    start = file.tell()
-    if version == (1, 0):
-        plain = _PLAIN.fullmatch(file.read(int.from_bytes(file.read(2), "little")))
-        if plain is not None:
-            lengths = (int(length) for length in plain[3].split(b",") if length.strip())
-            return tuple(lengths), plain[2] == b"True", np.dtype(plain[1].decode())
-        file.seek(start)
-    return _HEADERS[version](file)
+    plain = _PLAIN.fullmatch(file.read(int.from_bytes(file.read(2), "little")))
+    if plain is None:
+        raise ValueError("its header is damaged")
+    lengths = (int(length) for length in plain[3].split(b",") if length.strip())
+    return tuple(lengths), plain[2] == b"True", np.dtype(plain[1].decode())
+
+
+def rises(array: NDArray[Any]) -> bool:
+    """Whether each number is greater than the one before."""
+    return bool((array[1:] > array[:-1]).all())
+
+
+def are_offsets(array: NDArray[np.int64], end: int) -> bool:
+    """Whether the numbers, of which there are some, rise from 0 to ``end``."""
+    return bool(array[0] == 0 and array[-1] == end and rises(array))
+
+
+class GrowingArray:
+    """Writes a ``.npy`` file whose length is known in the end only; a context manager that finishes it.
+
+    Its header, which numpy pads for this, is written again then.
+    """
+
+    def __init__(self, path: Path, dtype: Any, row: tuple[int, ...] = ()) -> None:
+        """``row`` is the shape of what the array is a row of."""
+        self._dtype, self._row = np.dtype(dtype), row
+        self.rows = 0
+        self._file: IO[bytes] = path.open("wb")
+        self._header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.close()
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Write some more, of the array's type and with rows of its shape."""
+        self._file.write(np.ascontiguousarray(values).data)
+        self.rows += len(values)
+
+    def finish(self) -> None:
+        """Write the length, and close the file."""
+        self._file.seek(0)
+        self._header()
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file, which holds less than its header says."""
+        self._file.close()
+
+    def _header(self) -> None:
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.rows, *self._row),
+        }
+        np.lib.format.write_array_header_1_0(self._file, description)
 
 
 def refuse_open_files(path: Path, error: Exception) -> None:
     """Raise OpenFilesError where the error says that no more files may be opened."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise OpenFilesError(
-            f"{path} cannot be opened, since the process has as many files open as it may: raise the limit (ulimit -n 4096) "
-            "and merge the index, whose segments take a file each; or close other retrievers"
+            f"{path} cannot be opened, since the process has as many files open as it may: raise the limit (ulimit -n 4096), "
+            "or close what it has opened"
         ) from error
 
 
@@ -150,10 +208,11 @@ def load_meta(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         refuse_open_files(path, error)
         raise IndexDamagedError(f"{path} is damaged ({error}): restore it, or build the index again") from error
+    if not isinstance(meta, dict):
+        raise IndexDamagedError(f"{path} holds no JSON object: restore it, or build the index again")
     for name, kind in wanted.items():
-        value: Any = meta.get(name) if isinstance(meta, dict) else None
+        value: Any = meta.get(name)
         sound = type(value) is kind
         if not sound or (kind is not str and not 0 <= value < float("inf")):
             raise IndexDamagedError(f"{path} gives {name} as {value!r}: restore it, or build the index again")
-    found: dict[str, Any] = meta
-    return found
+    return meta

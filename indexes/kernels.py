@@ -1,4 +1,4 @@
-"""The loops over postings and scores: compiled where the extension was built, in numpy elsewhere, with the same results.
+"""The loops over postings, scores and documents: compiled where the extension was built, in numpy elsewhere, with one result.
 
 The environment variable ``RETRIEVERS_KERNELS=numpy``, read once at import, chooses numpy.
 """
@@ -12,7 +12,9 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from retrievers.indexes import _dense_numpy, _inverted_numpy, _maxsim_numpy, _plaid_numpy
+from retrievers.indexes import _dense_numpy, _documents_numpy, _inverted_numpy, _maxsim_numpy, _plaid_numpy
+from retrievers.indexes._documents_numpy import HEAD as HEAD
+from retrievers.indexes._documents_numpy import Part as Part
 
 
 class Payload(IntEnum):
@@ -37,6 +39,7 @@ def _compiled() -> ModuleType | None:
 _module = _compiled()
 _inverted: Any = _inverted_numpy if _module is None else _module
 _dense: Any = _dense_numpy if _module is None else _module
+_documents: Any = _documents_numpy if _module is None else _module
 _maxsim: Any = _maxsim_numpy if _module is None else _module
 _plaid: Any = _plaid_numpy if _module is None else _module
 
@@ -66,6 +69,12 @@ dense_best: Callable[..., int] = _dense.dense_best
 
 dense_scan: Callable[..., int] = _dense.dense_scan
 """The best of all rows or of some; see :func:`retrievers.indexes._dense_numpy.dense_scan`."""
+
+documents_read: Callable[..., list[tuple[Any, ...]]] = _documents.documents_read
+"""Parts of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_read`."""
+
+documents_find: Callable[..., list[int]] = _documents.documents_find
+"""The rows of ids of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_find`."""
 
 maxsim_exact: Callable[..., bool] = _maxsim.maxsim_exact
 """The scores of pairs in float64; see :func:`retrievers.indexes._maxsim_numpy.maxsim_exact`."""

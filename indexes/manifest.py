@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from retrievers.errors import IndexDamagedError, IndexFormatError, IndexNotFoundError
+from retrievers.indexes.arrays import refuse_open_files
 from retrievers.indexes.files import FileRecord, Records, replace_file
 
-FORMAT = 1
+FORMAT = 2
 """The version of the on-disk format that this library writes; it reads this one and older ones."""
 
 NAME = "manifest.json"
@@ -85,6 +86,9 @@ class Manifest:
             raise IndexNotFoundError(f"{root} is not an index: {reason}") from None
         except NotADirectoryError:
             raise IndexNotFoundError(f"{root} is not an index: an index is a folder") from None
+        except OSError as error:
+            refuse_open_files(path, error)
+            raise
         try:
             body = json.loads(raw.decode())
             version = body["format"]

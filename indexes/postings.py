@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, VectorError
 from retrievers.indexes import kernels
-from retrievers.indexes.arrays import load_array
+from retrievers.indexes.arrays import are_offsets, load_array, rises
 
 Chunk = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
 """Postings as terms, rows and values, sorted by term, then row."""
@@ -121,9 +121,9 @@ class Postings:
         block_start = load_array(folder / "block_start.npy", np.int64, (len(block_range) + 1,))
         ids = load_array(folder / "ids.npy", np.uint16, (None,))
         codes = load_array(folder / "payload.npy", payload, (len(ids),))
-        _require(folder / "terms.npy", _rises(terms) and (not len(terms) or terms[0] >= 0), "terms that ascend")
-        _require(folder / "term_blocks.npy", _offsets(term_blocks, len(block_range)), "offsets of blocks")
-        _require(folder / "block_start.npy", _offsets(block_start, len(ids)), "offsets of postings")
+        _require(folder / "terms.npy", rises(terms) and (not len(terms) or terms[0] >= 0), "terms that ascend")
+        _require(folder / "term_blocks.npy", are_offsets(term_blocks, len(block_range)), "offsets of blocks")
+        _require(folder / "block_start.npy", are_offsets(block_start, len(ids)), "offsets of postings")
         lengths = np.diff(block_start)
         _require(folder / "block_start.npy", not len(lengths) or lengths.max() <= 1 << 16, "blocks of 65,536 rows")
         inside = np.ones(max(len(block_range) - 1, 0), np.bool_)
@@ -137,14 +137,6 @@ class Postings:
 def _require(path: Path, holds: Any, what: str) -> None:
     if not holds:
         raise IndexDamagedError(f"{path} does not hold {what}: restore it, or build the index again")
-
-
-def _rises(array: NDArray[Any]) -> bool:
-    return bool((array[1:] > array[:-1]).all())
-
-
-def _offsets(array: NDArray[np.int64], end: int) -> bool:
-    return bool(array[0] == 0 and array[-1] == end and _rises(array))
 
 
 def from_vectors(vectors: Any) -> Iterator[Chunk]:

@@ -28,7 +28,7 @@ from retrievers.indexes.maxsim import MaxSimIndex
 from retrievers.indexes.plaid import PlaidIndex
 from retrievers.indexes.postings_search import Looked
 from retrievers.indexes.protocol import Found, Index
-from retrievers.indexes.store import DocumentStore, Entry, write_store
+from retrievers.indexes.store import Entry, Store, open_store, write_store
 from retrievers.specs import Spec
 from retrievers.vectors import Kind, Vectors, shallow, take
 
@@ -45,7 +45,7 @@ class Segment:
 
     record: SegmentRecord
     index: Index
-    store: DocumentStore
+    store: Store
     live: Bitmap | None
     deleted_terms: NDArray[np.int64]
     deleted_frequencies: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Segment:
             index = index_class(spec, kind).load(folder / "index", spec)
             if index.size != record.documents:
                 raise IndexDamagedError(f"{folder} holds {index.size} vectors for {record.documents} documents")
-            store = DocumentStore(folder, record.documents)
+            store = open_store(folder, record.documents)
         live, terms, frequencies = None, np.empty(0, np.int64), np.empty(0, np.int64)
         if record.deletions is not None:
             deleted = root / DELETIONS / record.deletions.name

@@ -20,7 +20,7 @@ from retrievers.indexes.kinds import parse_index_spec
 from retrievers.indexes.manifest import ENCODER, Manifest
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.segments import Segment, Statistics
-from retrievers.indexes.store import DocumentStore
+from retrievers.indexes.store import Store
 from retrievers.specs import Spec
 from retrievers.vectors import Kind, Vectors
 
@@ -173,7 +173,7 @@ class Snapshot:
             order = np.argsort(-scores, kind="stable")
             scores, places = scores[order], places[order]
             if np.any(scores[1:] == scores[:-1]):
-                ids = self._gather(places, DocumentStore.ids)
+                ids = self._gather(places, lambda store, rows: store.ids(rows))
                 hits = [
                     (-score, ids[place], place) for score, place in zip(scores.tolist(), places.tolist(), strict=True)
                 ]
@@ -187,11 +187,9 @@ class Snapshot:
             return self.segments[0].store.documents(rankings[0].places)
         # Not np.unique: its first call imports numpy.ma, which takes longer than most searches.
         places = sorted({place for ranking in rankings for place in ranking.places})
-        return self._gather(np.array(places, np.int64), DocumentStore.documents)
+        return self._gather(np.array(places, np.int64), lambda store, rows: store.documents(rows))
 
-    def _gather(
-        self, places: NDArray[np.int64], read: Callable[[DocumentStore, Sequence[int]], dict[int, T]]
-    ) -> dict[int, T]:
+    def _gather(self, places: NDArray[np.int64], read: Callable[[Store, Sequence[int]], dict[int, T]]) -> dict[int, T]:
         """What ``read`` tells of the rows at these places, which differ, by place."""
         found: dict[int, T] = {}
         for segment, start in zip(self.segments, self._starts, strict=True):

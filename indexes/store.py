@@ -1,43 +1,42 @@
-"""Texts, ids and metadata of a segment, in one SQLite file that is written once and then only read."""
+"""Texts, ids and metadata of a segment: written once, then mapped into memory and only read.
+
+``documents/records.npy`` holds the documents as bytes, one after the other, in the order of the segment's rows, which
+is that of their ids; ``documents/starts.npy`` where each begins, and where the last ends. A document is six
+little-endian int64 (its number in the input it came with, and the bytes of the five parts), then its id, title,
+metadata (JSON; nothing where there are none), place and text in UTF-8.
+
+``documents/columns.npy`` holds the metadata once more, field by field, as filters want them (:mod:`retrievers.columns`);
+``documents/fields.json`` says where in it the values of each field begin, where its codes do, and where they end.
+"""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from functools import lru_cache
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from retrievers.columns import Column, build_columns
 from retrievers.documents import Document, stored_document
 from retrievers.errors import IndexDamagedError
-from retrievers.indexes.arrays import refuse_open_files
+from retrievers.indexes.arrays import GrowingArray, are_offsets, load_array, load_meta
+from retrievers.indexes.kernels import HEAD, Part, documents_find, documents_read
 
-NAME = "documents.sqlite"
+if TYPE_CHECKING:
+    from retrievers.indexes.sqlite_store import SqliteStore
 
-_BATCH = 500  # variables of one statement; SQLite's own limit is higher on every build since 2020
-_TOGETHER = 10  # rows that one row of an answer holds; to plan more takes long
-_PAGE = 8192  # bytes; fewer, fuller pages than the default of 4096: 7% smaller and a little quicker to read
-_SCHEMA = """
-CREATE TABLE documents (
-    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL,
-    ordinal INTEGER NOT NULL, place TEXT NOT NULL
-);
-CREATE TABLE columns (field TEXT PRIMARY KEY, "values" TEXT NOT NULL, codes BLOB NOT NULL);
-"""
+Store: TypeAlias = "DocumentStore | SqliteStore"
 
+FOLDER = "documents"
 
-@lru_cache(maxsize=_TOGETHER)
-def _together(rows: int) -> str:
-    """The statement that reads so many rows side by side; nothing comes back unless all are there."""
-    columns = (f"d{at}.{name}" for at in range(rows) for name in ("row", "id", "text", "title", "metadata"))
-    tables = " CROSS JOIN ".join(f"documents d{at}" for at in range(rows))
-    return f"SELECT {', '.join(columns)} FROM {tables} WHERE {' AND '.join(f'd{at}.row = ?' for at in range(rows))}"
+_WHOLE = Part.ID | Part.TEXT | Part.TITLE | Part.METADATA
+_ORIGIN = Part.ORDINAL | Part.PLACE
+_TOGETHER = 200  # rows that are read at once where all are walked: a merge reads many segments side by side
+_CHUNK = 1 << 18  # bytes
 
 
 class Entry(NamedTuple):
@@ -57,194 +56,141 @@ class Known(NamedTuple):
 
 
 def write_store(folder: Path, entries: Iterable[Entry]) -> None:
-    """Write the documents of a segment, in the order of their rows."""
+    """Write the documents of a segment, in the order of their rows: by ascending id."""
+    target = folder / FOLDER
+    target.mkdir()
     metadata: list[Any] = []
-
-    def lines() -> Iterator[tuple[int, str, str, str, str, int, str]]:
-        for row, (ordinal, place, document) in enumerate(entries):
+    starts = array("q", [0])
+    with GrowingArray(target / "records.npy", np.uint8) as records:
+        pieces, held = [], 0
+        for ordinal, place, document in entries:
             metadata.append(document.metadata)
             packed = json.dumps(document.metadata, ensure_ascii=False) if document.metadata else ""
-            yield row, document.id, document.title, document.text, packed, ordinal, place
-
-    with closing(sqlite3.connect(folder / NAME, isolation_level=None)) as connection:
-        # The file is brought to disk by whoever seals the folder; a journal would only be written in vain.
-        connection.execute(f"PRAGMA page_size = {_PAGE}")
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.executescript(_SCHEMA)
-        connection.execute("BEGIN")
-        connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", lines())
+            parts = [part.encode() for part in (document.id, document.title, packed, place, document.text)]
+            pieces += [HEAD.pack(ordinal, *map(len, parts)), *parts]
+            size = HEAD.size + sum(map(len, parts))
+            starts.append(starts[-1] + size)
+            held += size
+            if held > _CHUNK:
+                records.append(np.frombuffer(b"".join(pieces), np.uint8))
+                pieces, held = [], 0
+        records.append(np.frombuffer(b"".join(pieces), np.uint8))
+    np.save(target / "starts.npy", np.frombuffer(starts, np.int64))
+    fields: dict[str, list[int]] = {}
+    with GrowingArray(target / "columns.npy", np.uint8) as columns:
         for field, column in sorted(build_columns(metadata).items()):
-            connection.execute("INSERT INTO columns VALUES (?, ?, ?)", (field, *column.dump()))
-        connection.execute("COMMIT")
+            values, codes = column.dump()
+            fields[field] = [columns.rows]
+            for part in (values.encode(), codes):
+                columns.append(np.frombuffer(part, np.uint8))
+                fields[field].append(columns.rows)
+    (target / "fields.json").write_text(json.dumps(fields, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def open_store(folder: Path, size: int) -> Store:
+    """The documents of a segment, of whatever format; ``size`` is how many there must be. Raises IndexDamagedError."""
+    if (folder / "documents.sqlite").exists():
+        from retrievers.indexes.sqlite_store import SqliteStore
+
+        return SqliteStore(folder, size)
+    return DocumentStore(folder, size)
 
 
 class DocumentStore:
     """Reads the documents of a segment; safe to share between threads.
 
-    SQLite finds most damage by itself; whatever it reports, and whatever does not fit, becomes an IndexDamagedError.
+    What does not fit together becomes an IndexDamagedError, as soon as it is read.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        self._path = folder / NAME
+        self._folder = folder / FOLDER
         self._size = size
-        self._lock = threading.Lock()
-        self._columns: dict[str, Column | None] = {}
-        if not self._path.is_file():
-            raise IndexDamagedError(f"{self._path} is missing")
-        try:
-            self._path.open("rb").close()  # SQLite would not say why it cannot
-        except OSError as error:
-            refuse_open_files(self._path, error)
-        self._connection = sqlite3.connect(
-            f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            self._query("PRAGMA trusted_schema = OFF", ())
-            self._query(f"PRAGMA mmap_size = {self._path.stat().st_size}", ())
-            found = self._query("SELECT max(row) FROM documents", ())
-            if found != [(size - 1 if size else None,)]:
-                raise self._damaged(f"does not hold the {size} documents of its segment")
-        except IndexDamagedError:
-            self._connection.close()
-            raise
+        self._records = load_array(self._folder / "records.npy", np.uint8, (None,))
+        self._starts = load_array(self._folder / "starts.npy", np.int64, (size + 1,))
+        if not are_offsets(self._starts, len(self._records)):
+            raise self._damaged("starts.npy", f"does not hold the starts of {size} documents")
+        self._packed = load_array(self._folder / "columns.npy", np.uint8, (None,))
+        self._fields = load_meta(self._folder / "fields.json", {})
+        for field, ends in self._fields.items():
+            whole = isinstance(ends, list) and len(ends) == 3 and all(type(end) is int for end in ends)
+            if not whole or not 0 <= ends[0] <= ends[1] <= ends[2] <= len(self._packed):
+                raise self._damaged("fields.json", f"holds {ends!r} for the column of {field!r}")
+        self._columns: dict[str, Column] = {}
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        """Nothing is open; the files stay mapped as long as something is read of them."""
 
     def documents(self, rows: Sequence[int]) -> dict[int, Document]:
         """The documents of these rows, by row."""
-        found: dict[int, Document] = {}
-        for row, id_, text, title, metadata in self._read(rows):
-            # The usual case, in line: batches of queries ask for thousands.
-            if not metadata and type(id_) is type(text) is type(title) is str:
-                found[row] = stored_document(id_, text, title, {})
-            else:
-                found[row] = self._document(row, id_, text, title, metadata)
-        self._refuse_missing(rows, found)
-        return found
-
-    def _read(self, rows: Sequence[int]) -> Iterable[Any]:
-        """Row, id, text, title and metadata of these rows, as far as they are there."""
-        if 1 < len(rows) <= _TOGETHER:
-            # Side by side in one row of an answer: SQLite's module gives Python's lock away for each row, and threads that
-            # search take it from one another.
-            found = self._query(_together(len(rows)), tuple(rows))
-            if found:
-                ((*values,),) = found
-                return zip(*[iter(values)] * 5, strict=True)
-        return self._select("SELECT row, id, text, title, metadata FROM documents WHERE row IN ", rows)
+        return {
+            row: stored_document(id_, text, title, self._metadata(row, metadata) if metadata else {})
+            for row, (id_, text, title, metadata) in zip(rows, self._read(rows, _WHOLE), strict=True)
+        }
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """The document ids of these rows, by row."""
-        found: dict[int, str] = dict(self._select("SELECT row, id FROM documents WHERE row IN ", rows))
-        self._refuse_missing(rows, found)
-        for row, id_ in found.items():
-            if type(id_) is not str:
-                raise self._damaged(f"holds no id in row {row}")
-        return found
+        return dict(zip(rows, chain.from_iterable(self._read(rows, Part.ID)), strict=True))
 
     def find(self, ids: Sequence[str]) -> dict[str, Known]:
         """Row and origin of each of these ids that is here, deleted or not."""
-        select = "SELECT id, row, ordinal, place FROM documents WHERE id IN "
-        found: dict[str, Known] = {}
-        wanted = frozenset(ids)
-        for id_, row, ordinal, place in self._select(select, ids):
-            if id_ not in wanted:  # the file's index of ids and its rows tell two stories
-                raise self._damaged(f"holds another id in row {row} than its index says")
-            found[id_] = self._known(row, ordinal, place)
-        return found
+        try:
+            rows = documents_find(self._records, self._starts, list(ids))
+        except ValueError as error:
+            raise self._damaged("records.npy", str(error)) from error
+        found = {id_: row for id_, row in zip(ids, rows, strict=True) if row >= 0}
+        origins = self._read(list(found.values()), _ORIGIN)
+        return {id_: Known(row, *origin) for (id_, row), origin in zip(found.items(), origins, strict=True)}
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """All rows with their documents, in order, without holding them all."""
-        for row, id_, text, title, metadata, ordinal, place in self._rows("id, text, title, metadata, ordinal, place"):
-            known = self._known(row, ordinal, place)
-            yield row, Entry(known.ordinal, known.place, self._document(row, id_, text, title, metadata))
+        for row, (id_, text, title, metadata, ordinal, place) in self._all(_WHOLE | _ORIGIN):
+            document = stored_document(id_, text, title, self._metadata(row, metadata) if metadata else {})
+            yield row, Entry(ordinal, place, document)
 
     def all_ids(self) -> Iterator[tuple[int, str]]:
         """All rows with their ids, in order, without holding them all."""
-        for row, id_ in self._rows("id"):
-            if type(id_) is not str:
-                raise self._damaged(f"holds no id in row {row}")
+        for row, (id_,) in self._all(Part.ID):
             yield row, id_
-
-    def _rows(self, columns: str) -> Iterator[Any]:
-        """All rows, in order, some hundred at a time: a merge reads many segments at once."""
-        select = f"SELECT row, {columns} FROM documents WHERE row >= ? ORDER BY row LIMIT 200"
-        start = 0
-        while start < self._size:
-            batch = self._query(select, (start,))
-            if not batch:
-                raise self._damaged(f"lacks row {start}")
-            for found in batch:
-                if found[0] != start:
-                    raise self._damaged(f"lacks row {start}")
-                yield found
-                start += 1
 
     def column(self, field: str) -> Column | None:
         """The values of a metadata field; None where no document of the segment has it."""
+        if field not in self._fields:
+            return None
         if field not in self._columns:
-            found = self._query('SELECT "values", codes FROM columns WHERE field = ?', (field,))
-            self._columns[field] = self._load_column(*found[0]) if found else None
+            start, middle, end = self._fields[field]
+            try:
+                values = self._packed[start:middle].tobytes().decode()
+                self._columns[field] = Column.load(values, self._packed[middle:end].tobytes(), self._size)
+            except (UnicodeDecodeError, IndexDamagedError) as error:
+                raise self._damaged("columns.npy", f"holds no column of {field!r} ({error})") from error
         return self._columns[field]
-
-    def _load_column(self, values: Any, codes: Any) -> Column:
-        try:
-            return Column.load(values, codes, self._size)
-        except IndexDamagedError as error:
-            raise IndexDamagedError(f"{self._path}: {error}") from error
 
     def fields(self) -> list[str]:
         """The metadata fields of the segment's documents, sorted."""
-        found = [field for (field,) in self._query("SELECT field FROM columns ORDER BY field", ())]
-        if not all(type(field) is str for field in found):
-            raise self._damaged("holds a field without a name")
+        return sorted(self._fields)
+
+    def _all(self, parts: Part) -> Iterator[tuple[int, Any]]:
+        for start in range(0, self._size, _TOGETHER):
+            rows = range(start, min(start + _TOGETHER, self._size))
+            yield from zip(rows, self._read(rows, parts), strict=True)
+
+    def _read(self, rows: Sequence[int], parts: Part) -> list[Any]:
+        """These parts of these rows, a tuple each, in the order of :class:`Part`."""
+        try:
+            return documents_read(self._records, self._starts, list(rows), parts)
+        except ValueError as error:
+            raise self._damaged("records.npy", str(error)) from error
+
+    def _metadata(self, row: int, packed: str) -> dict[str, Any]:
+        try:
+            found = json.loads(packed)
+        except (ValueError, RecursionError):
+            found = None
+        if type(found) is not dict:
+            raise self._damaged("records.npy", f"holds no document in row {row}")
         return found
 
-    def _document(self, row: int, id_: Any, text: Any, title: Any, metadata: Any) -> Document:
-        try:
-            found = json.loads(metadata) if metadata else {}
-        except (ValueError, TypeError, RecursionError):
-            found = None
-        if type(id_) is type(text) is type(title) is str and type(found) is dict:
-            return stored_document(id_, text, title, found)
-        raise self._damaged(f"holds no document in row {row}")
-
-    def _known(self, row: Any, ordinal: Any, place: Any) -> Known:
-        """The origin of a document, once it is sure that it is one: a damaged page gives whatever its bytes look like."""
-        if type(row) is type(ordinal) is int and 0 <= row < self._size and type(place) is str:
-            return Known(row, ordinal, place)
-        raise self._damaged(f"holds no document in row {row}")
-
-    def _refuse_missing(self, rows: Sequence[int], found: Mapping[int, object]) -> None:
-        """Raise where one of these rows, which differ, was not found."""
-        if len(found) < len(rows):
-            raise self._damaged(f"lacks row {next(row for row in rows if row not in found)}")
-
-    def _damaged(self, what: str) -> IndexDamagedError:
+    def _damaged(self, name: str, what: str) -> IndexDamagedError:
         return IndexDamagedError(
-            f"{self._path} {what}: run `retrievers index verify`, and restore the index or build it again"
+            f"{self._folder / name} {what}: run `retrievers index verify`, and restore the index or build it again"
         )
-
-    def _select(self, select: str, keys: Sequence[Any]) -> Iterator[Any]:
-        return chain.from_iterable(
-            self._query(f"{select}({','.join('?' * len(batch))})", batch)
-            for batch in (tuple(keys[start : start + _BATCH]) for start in range(0, len(keys), _BATCH))
-        )
-
-    def _query(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-        try:
-            with self._lock:
-                return self._connection.execute(sql, parameters).fetchall()
-        except (
-            sqlite3.Error,
-            UnicodeDecodeError,
-        ) as error:  # the latter of SQLite's own message, which quotes the file
-            raise self._damaged(f"cannot be read ({error})") from error
-        except MemoryError as error:  # so Python's sqlite3 reports some values whose lengths are damaged, too
-            raise self._damaged("cannot be read (SQLite asked for more memory than there is)") from error

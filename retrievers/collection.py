@@ -12,7 +12,7 @@ from retrievers.errors import BuildChangedError
 from retrievers.indexes.manifest import SegmentRecord
 from retrievers.indexes.segments import SEGMENTS, Segment, duplicate
 from retrievers.indexes.snapshot import Snapshot
-from retrievers.indexes.store import DocumentStore, Entry
+from retrievers.indexes.store import Entry, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Sealed:
     """A segment that this change has written. Its index is not opened: it would be read for nothing."""
 
     record: SegmentRecord
-    store: DocumentStore
+    store: Store
 
     def is_live(self, row: int) -> bool:
         return True
@@ -54,7 +54,7 @@ class Collection:
             segment.close()
 
     def _sealed(self, record: SegmentRecord) -> _Sealed:
-        return _Sealed(record, DocumentStore(self._root / SEGMENTS / record.name, record.documents))
+        return _Sealed(record, open_store(self._root / SEGMENTS / record.name, record.documents))
 
     def refuse_known(self, batch: Sequence[Entry]) -> None:
         """Raise DuplicateIdError where an id is taken by a live document."""

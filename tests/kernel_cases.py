@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import tempfile
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from retrievers.indexes import _dense_numpy, _maxsim_numpy, _plaid_numpy, maxsim, plaid
+from retrievers.documents import Document
+from retrievers.indexes import _dense_numpy, _documents_numpy, _maxsim_numpy, _plaid_numpy, maxsim, plaid
 from retrievers.indexes import _inverted_numpy as twin
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.postings import assemble
 from retrievers.indexes.residuals import Codec
+from retrievers.indexes.store import FOLDER, Entry, write_store
 
 
 def random_case(seed: int) -> dict[str, Any]:
@@ -441,6 +445,47 @@ def run_damaged_plaid(module: Any, seed: int) -> None:
                 module.plaid_assign(level, case["dimension"], case["query"], case["centroids"], nearest)
 
 
+def documents_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``documents_read`` and ``documents_find``: parts of any length, ids that begin alike, some not there."""
+    rng = np.random.default_rng(seed)
+
+    def text(most: int) -> str:
+        return "".join(rng.choice(list("aab\0 é漢🙂"), int(rng.integers(most + 1))))
+
+    n = int(rng.choice([0, 1, 2, 3, 10, 100]))
+    ids = sorted({text(6) for _ in range(n)})
+    entries = [Entry(int(rng.integers(1 << 40)), text(9), Document(id_, text(30), text(3))) for id_ in ids]
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder), entries)
+        records, starts = (np.load(Path(folder, FOLDER, f"{name}.npy")) for name in ("records", "starts"))
+    rows = rng.integers(0, max(len(ids), 1), int(rng.integers(6))).tolist() if ids else []
+    asked = [*(ids[row] for row in rows), text(6), text(2), "", "\ud800"]
+    return {"records": records, "starts": starts, "rows": rows, "parts": int(rng.integers(64)), "ids": asked}
+
+
+def damaged_documents_case(seed: int) -> dict[str, Any]:
+    case, rng = documents_case(seed), np.random.default_rng(seed)
+    for name in ("records", "starts"):
+        if rng.random() < 0.6 and len(case[name]):
+            spoilt = case[name].view(np.uint8)
+            at = rng.integers(len(spoilt), size=int(rng.choice([1, 3, 50])))
+            spoilt[at] = rng.choice([0, 1, 127, 255, int(rng.integers(256))], len(at))
+    case["rows"] += [[], [], [-1], [len(case["starts"])], [1 << 40]][int(rng.integers(5))]
+    return case
+
+
+def run_documents(module: Any, case: dict[str, Any]) -> tuple[Any, Any]:
+    """What was read, and the rows of the ids; or what each was refused for."""
+
+    def told(function: Any, *arguments: Any) -> Any:
+        try:
+            return function(case["records"], case["starts"], *arguments)
+        except ValueError as error:
+            return str(error)
+
+    return told(module.documents_read, case["rows"], case["parts"]), told(module.documents_find, case["ids"])
+
+
 def run_everything(module: Any, seeds: range) -> None:
     """The core of these tests, for a module compiled with sanitizers."""
     for seed in seeds:
@@ -468,6 +513,8 @@ def run_everything(module: Any, seeds: range) -> None:
         assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
         with contextlib.suppress(ValueError):
             run_count(module, {**count, "block_start": count["block_start"][::-1].copy()})
+        for case in (documents_case(seed), damaged_documents_case(seed)):
+            assert run_documents(module, case) == run_documents(_documents_numpy, case), f"seed {seed}"
 
 
 def bm25_like_case(k: int, *, equal: bool = False) -> dict[str, Any]:

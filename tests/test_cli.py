@@ -24,6 +24,7 @@ from models import make_dense
 from scipy import sparse
 
 from retrievers import Document, LexicalEncoder, Retriever
+from retrievers.indexes.manifest import FORMAT
 from retrievers.queries import read_queries
 
 COMMAND = [sys.executable, "-m", "retrievers"]
@@ -247,7 +248,7 @@ def test_an_index_is_changed_and_described(small: Path, tmp_path: Path) -> None:
     assert f"{index} now has 3" in succeed("index", "delete", index, "--ids-file", tmp_path / "gone.txt")
     report = json.loads(succeed("index", "info", index, "--json"))
     assert (report["documents"], report["deleted"], report["segments"]) == (3, 3, 2)
-    assert (report["kind"], report["complete"], report["format"], report["generation"]) == ("lexical", True, 1, 5)
+    assert (report["kind"], report["complete"], report["format"], report["generation"]) == ("lexical", True, FORMAT, 5)
     year = report["fields"]["year"]
     assert (year["documents"], year["values"], year["types"], sorted(year["examples"])) == (
         3,
@@ -267,7 +268,7 @@ def test_an_index_is_changed_and_described(small: Path, tmp_path: Path) -> None:
 def test_verify_names_the_damaged_file(small: Path, tmp_path: Path) -> None:
     index = tmp_path / "idx"
     shutil.copytree(small, index)
-    victim = next(path for path in sorted(index.rglob("*.sqlite")))
+    victim = next(path for path in sorted(index.rglob("records.npy")))
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 1
     victim.write_bytes(raw)

@@ -21,8 +21,10 @@ from kernel_cases import (
     check_maxsim,
     check_plaid,
     count_case,
+    damaged_documents_case,
     damaged_maxsim_case,
     dense_case,
+    documents_case,
     exact_case,
     maxsim_case,
     offer_case,
@@ -37,13 +39,14 @@ from kernel_cases import (
     run_damaged_plaid,
     run_damaged_within,
     run_dense,
+    run_documents,
     run_exact,
     run_maxsim,
     run_offer,
     run_within,
 )
 
-from retrievers.indexes import _dense_numpy, _maxsim_numpy, kernels
+from retrievers.indexes import _dense_numpy, _documents_numpy, _maxsim_numpy, kernels
 from retrievers.indexes import _inverted_numpy as twin
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.impacts import encode16
@@ -199,6 +202,14 @@ def test_late_interaction_in_float64_equals_its_twin_bit_for_bit(seed: int) -> N
     case = exact_case(seed)
     assert run_exact(compiled_module(), case) == run_exact(_maxsim_numpy, case)
     run_damaged_exact(compiled_module(), seed)
+
+
+@needs_compiled
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_documents_are_read_and_found_as_by_the_twin(seed: int) -> None:
+    for case in (documents_case(seed), damaged_documents_case(seed)):
+        assert run_documents(compiled_module(), case) == run_documents(_documents_numpy, case)
 
 
 @needs_compiled

@@ -33,7 +33,7 @@ from retrievers.errors import (
     WriterLockedError,
 )
 from retrievers.filters import matches, parse_filter
-from retrievers.indexes.manifest import Manifest
+from retrievers.indexes.manifest import FORMAT, Manifest
 from retrievers.writer import Writer
 
 KINDS = ["lexical", "dense", "sparse", "multi-vector"]
@@ -372,8 +372,8 @@ def test_an_encoder_may_hand_its_members_on(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     Retriever.build(tmp_path / "idx", collection(3)).close()
     manifest = tmp_path / "idx" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(IndexFormatError, match="format 2, and this library reads up to 1"):
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(IndexFormatError, match=f"format 99, and this library reads up to {FORMAT}"):
         Retriever.open(tmp_path / "idx")
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from retrievers.indexes.arrays import GrowingArray
 from retrievers.vectors import Kind, TokenVectors, Vectors
 
 SUFFIXES: dict[Kind, str] = {"dense": ".npy", "multi-vector": ".npz", "sparse": ".npz", "lexical": ".npz"}
@@ -38,7 +39,7 @@ class VectorFile:
             shutil.rmtree(self._folder)
         self._folder.mkdir()
         self._ids = (self._folder / "ids").open("w", encoding="utf-8", newline="\n")
-        self._arrays: dict[str, _Array] = {}
+        self._arrays: dict[str, GrowingArray] = {}
         self._lengths = [np.zeros(1, np.int64)]
         self._columns = 0
 
@@ -48,7 +49,7 @@ class VectorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        files: list[IO[str] | _Array] = [self._ids, *self._arrays.values()]
+        files: list[IO[str] | GrowingArray] = [self._ids, *self._arrays.values()]
         for file in files:
             with suppress(OSError):  # where the disk is full, closing fails once more
                 file.close()
@@ -59,15 +60,15 @@ class VectorFile:
         for id in ids:
             self._ids.write(json.dumps(id, ensure_ascii=False) + "\n")
         if isinstance(vectors, TokenVectors):
-            self._array("values").append(vectors.values)
+            self._append("values", vectors.values)
             self._lengths.append(np.diff(vectors.offsets))
         elif isinstance(vectors, np.ndarray):
-            self._array("values").append(vectors)
+            self._append("values", vectors)
         else:
             self._columns = int(vectors.shape[1])
             wide = self._columns > np.iinfo(np.int32).max
-            self._array("data").append(vectors.data)
-            self._array("indices").append(vectors.indices.astype(np.int64 if wide else np.int32, copy=False))
+            self._append("data", vectors.data)
+            self._append("indices", vectors.indices.astype(np.int64 if wide else np.int32, copy=False))
             self._lengths.append(np.diff(vectors.indptr).astype(np.int64))
 
     def finish(self) -> int:
@@ -84,10 +85,10 @@ class VectorFile:
         done.replace(self._path)
         return self._path.stat().st_size
 
-    def _array(self, name: str) -> _Array:
+    def _append(self, name: str, values: NDArray[Any]) -> None:
         if name not in self._arrays:
-            self._arrays[name] = _Array(self._folder / f"{name}.npy")
-        return self._arrays[name]
+            self._arrays[name] = GrowingArray(self._folder / f"{name}.npy", values.dtype, values.shape[1:])
+        self._arrays[name].append(values)
 
     def _empty(self, name: str) -> Path:
         """The file of an array, which is made here where there was nothing to write."""
@@ -120,35 +121,3 @@ class VectorFile:
                 buffer = io.BytesIO()
                 np.save(buffer, values)
                 archive.writestr(f"{name}.npy", buffer.getvalue())
-
-
-class _Array:
-    """A ``.npy`` file that grows; its header, which numpy pads for this, is written again at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("w+b")
-        self._shape: tuple[int, ...] = ()
-        self._dtype: np.dtype[Any] = np.dtype(np.float32)
-
-    def append(self, values: NDArray[Any]) -> None:
-        if not self._shape:
-            self._shape, self._dtype = (0, *values.shape[1:]), values.dtype
-            self._header()
-        self._file.write(np.ascontiguousarray(values).data)
-        self._shape = (self._shape[0] + values.shape[0], *self._shape[1:])
-
-    def finish(self) -> None:
-        self._file.seek(0)
-        self._header()
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _header(self) -> None:
-        description = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": self._shape,
-        }
-        np.lib.format.write_array_header_1_0(self._file, description)

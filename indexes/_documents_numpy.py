@@ -1,0 +1,99 @@
+"""The kernels over stored documents without a compiler: the same answers, and the same errors."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Part(IntFlag):
+    """What can be read of a document, in the order in which it comes."""
+
+    ID = 1
+    TEXT = 2
+    TITLE = 4
+    METADATA = 8
+    ORDINAL = 16
+    PLACE = 32
+
+
+HEAD = struct.Struct("<6q")
+"""The head of a document: its ordinal, and the bytes of its id, title, metadata, place and text, which follow."""
+
+_STORED = (Part.ID, Part.TITLE, Part.METADATA, Part.PLACE, Part.TEXT)
+
+
+def documents_read(
+    records: NDArray[np.uint8], starts: NDArray[np.int64], rows: list[int], parts: int
+) -> list[tuple[Any, ...]]:
+    """Some parts of some documents: str each, but for the ordinal.
+
+    ``records`` are the bytes of all, uint8 ``[bytes]``; ``starts`` where each begins and the last ends, int64 ``[n + 1]``;
+    ``parts`` a sum of :class:`Part`. Raises ValueError, which names the row, where it is none or what is there is damaged.
+    """
+    for row in rows:
+        if not 0 <= row < len(starts) - 1:
+            raise ValueError(f"lacks row {row}")
+    read: list[tuple[Any, ...]] = []
+    for row in rows:
+        ordinal, stored = _record(records, starts, row)
+        found: dict[int, Any] = {Part.ORDINAL: ordinal}
+        try:
+            found |= {part: value.decode() for part, value in stored.items() if part & parts}
+        except UnicodeDecodeError:
+            raise _no_document(row) from None
+        read.append(tuple(found[part] for part in Part if part & parts))
+    return read
+
+
+def documents_find(records: NDArray[np.uint8], starts: NDArray[np.int64], ids: Sequence[str]) -> list[int]:
+    """The row of each id, -1 for one that is not here; the documents stand in the order of their ids' UTF-8.
+
+    Raises ValueError, which names the row, where what is there is damaged.
+    """
+    found: list[int] = []
+    for id_ in ids:
+        try:
+            wanted = id_.encode()
+        except UnicodeEncodeError:  # no document has such an id
+            found.append(-1)
+            continue
+        low, high = 0, len(starts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            here = _record(records, starts, middle)[1][Part.ID]
+            if here == wanted:
+                found.append(middle)
+                break
+            if here < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        else:
+            found.append(-1)
+    return found
+
+
+def _record(records: NDArray[np.uint8], starts: NDArray[np.int64], row: int) -> tuple[int, dict[Part, bytes]]:
+    """The ordinal and the other parts of a document."""
+    start, end = int(starts[row]), int(starts[row + 1])
+    if not 0 <= start <= end - HEAD.size <= len(records) - HEAD.size:
+        raise _no_document(row)
+    ordinal, *lengths = HEAD.unpack(records[start : start + HEAD.size].tobytes())
+    if min(lengths) < 0 or sum(lengths) != end - start - HEAD.size:
+        raise _no_document(row)
+    parts: dict[Part, bytes] = {}
+    start += HEAD.size
+    for part, length in zip(_STORED, lengths, strict=True):
+        parts[part] = records[start : start + length].tobytes()
+        start += length
+    return ordinal, parts
+
+
+def _no_document(row: int) -> ValueError:
+    return ValueError(f"holds no document in row {row}")
