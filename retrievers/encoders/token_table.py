@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrievers import vectors
 from retrievers.encoders.texts import check_texts
+from retrievers.encoders.word_memory import WordMemory
 from retrievers.errors import EncoderError, IndexDamagedError, IndexFormatError
 
 if TYPE_CHECKING:
@@ -27,15 +28,12 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "token_weights.npy"
 FORMAT = 1
 
-# Below this many texts one thread is as fast, and a process that may fork later never starts the tokenizer's threads.
-_BATCH = 64
-
 
 class TokenTable:
     """Turns queries into sparse vectors by look-up.
 
     ``weights`` is float32 ``[vocabulary]``, none negative; ``tokenizer`` must truncate to the length that queries are
-    cut to, and not pad. ``prompt`` goes before every query. With ``similarity`` ``"cosine"`` rows have length 1.
+    cut to, not pad, and stay as it is. ``prompt`` goes before every query. With ``similarity`` ``"cosine"`` rows have length 1.
     """
 
     def __init__(
@@ -48,6 +46,7 @@ class TokenTable:
         fingerprint: str = "",
     ) -> None:
         self.tokenizer = tokenizer
+        self._words = WordMemory(tokenizer)
         self.weights = weights
         self.prompt = prompt
         self.similarity: Literal["dot", "cosine"] = similarity
@@ -61,13 +60,9 @@ class TokenTable:
     def encode_query(self, texts: Sequence[str]) -> csr_matrix[np.float32]:
         """Sparse vectors, float32 ``[n, vocabulary]`` with sorted columns; raises EncoderError for what is no text."""
         prompted = [self.prompt + text for text in check_texts(texts)]
-        if len(prompted) < _BATCH:
-            encodings = [self.tokenizer.encode(text, add_special_tokens=False) for text in prompted]
-        else:
-            encodings = self.tokenizer.encode_batch(prompted, add_special_tokens=False)
         kept: list[NDArray[np.int64]] = []
-        for encoding in encodings:
-            columns = np.array(sorted(set(encoding.ids)), np.int64)  # of a question: a third of np.unique's time
+        for ids in self._words.ids(prompted):
+            columns = np.array(sorted(set(ids)), np.int64)  # of a question: a third of np.unique's time
             kept.append(columns[self.weights[columns] > 0])
         indices = kept[0] if len(kept) == 1 else np.concatenate([np.zeros(0, np.int64), *kept])
         lengths = np.array([len(columns) for columns in kept], dtype=np.int64)
