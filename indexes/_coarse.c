@@ -92,11 +92,6 @@ Coarse *coarse_new(const Index *index) {
     return coarse;
 }
 
-int coarse_fits(const Coarse *coarse, const Index *index) {
-    return coarse->term_count == index->term_count && coarse->block_count == index->block_count &&
-           coarse->posting_count == index->posting_count && coarse->ranges == (index->n + RANGE - 1) / RANGE;
-}
-
 /* Whether any is raised to 1. */
 CLONES static int encode(const float *restrict values, int64_t count, float factor, uint8_t *restrict codes) {
     int raised = 0;

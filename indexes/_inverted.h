@@ -53,6 +53,8 @@ typedef struct {
     Cursor *by_bound[COARSE_TERMS];
     Cursor *cursors;
     Cursor **active; /* cursors with a block in the current range, in ascending order of terms */
+    int64_t *slots;  /* of the query's terms, */
+    float *weights;  /* and what they weigh */
 } Scratch;
 
 typedef struct {
@@ -86,9 +88,6 @@ int next_range(const Index *index, Scratch *scratch, int64_t count, Range *range
 /* What a search by whole numbers keeps of an index: nothing yet. NULL without memory. */
 Coarse *coarse_new(const Index *index);
 void coarse_free(Coarse *coarse);
-
-/* Whether it was made of postings of these sizes. */
-int coarse_fits(const Coarse *coarse, const Index *index);
 
 /* Search one query whose cursors are set. Returns 1 with the best in the heap, in any order; 0, with the heap as it was,
  * where another way is cheaper; -1 where something is out of bounds. */

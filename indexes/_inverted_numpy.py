@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,44 +35,81 @@ def contributions(
     return np.asarray(weight * (values / (values + norms)))
 
 
-def inverted_search(
+class Prepared(NamedTuple):
+    """Postings that are searched again and again."""
+
+    kind: int
+    n: int
+    ids: NDArray[np.uint16]
+    payload: NDArray[Any]
+    term_blocks: NDArray[np.int64]
+    block_start: NDArray[np.int64]
+    block_range: NDArray[np.uint32]
+    terms: NDArray[np.int64]
+    scales: NDArray[np.float32] | None
+    block_max: NDArray[Any] | None
+    norms: NDArray[np.float32] | None
+
+
+def inverted_prepare(
     kind: int,
     n: int,
-    k: int,
     ids: NDArray[np.uint16],
     payload: NDArray[Any],
     term_blocks: NDArray[np.int64],
     block_start: NDArray[np.int64],
     block_range: NDArray[np.uint32],
+    terms: NDArray[np.int64],
+    scales: NDArray[np.float32] | None,
     block_max: NDArray[Any] | None,
     norms: NDArray[np.float32] | None,
+    coarse: bool = True,
+) -> Any:
+    """What searches want of these postings, checked and held; also room for what they keep of them, unless ``coarse`` is false.
+
+    The postings are described in :mod:`retrievers.indexes.postings`; ``kind`` is a
+    :class:`retrievers.indexes.kernels.Payload`. ``norms`` (float32 ``[n]``) belongs to frequencies, ``block_max`` (the
+    highest code of each block) to impacts. ``scales``, float32 as many as terms or None, multiply the weights of queries.
+    Raises ValueError where sizes do not fit together.
+    """
+    fit = len(block_start) == len(block_range) + 1 and len(payload) == len(ids) and len(terms) == len(term_blocks) - 1
+    if not fit or (norms is not None and len(norms) != n) or (scales is not None and len(scales) != len(terms)):
+        raise ValueError("the sizes of the buffers do not fit together")
+    return Prepared(
+        kind, n, ids, payload, term_blocks, block_start, block_range, terms, scales, block_max, norms
+    )  # fmt: skip
+
+
+def inverted_search(
+    prepared: Prepared,
+    k: int,
     mask: NDArray[np.uint8] | None,
-    slots: NDArray[np.int64],
+    columns: NDArray[np.int64],
     weights: NDArray[np.float32],
     offsets: NDArray[np.int64],
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     counts: NDArray[np.int64],
-    prepared: Any = None,
-) -> None:
+) -> bool:
     """The best ``k`` permitted rows of each query, equal scores by ascending row; only scores above 0 are found.
 
-    The postings are described in :mod:`retrievers.indexes.postings`; ``kind`` is a
-    :class:`retrievers.indexes.kernels.Payload`. ``norms`` (float32 ``[n]``) belongs to frequencies, ``block_max`` (the
-    highest code of each block) to impacts, ``mask`` is a bitmap of permitted rows or None for all. Query ``i`` has the
-    terms ``slots[offsets[i] : offsets[i + 1]]`` (positions among the terms, ascending) with ``weights`` above 0. Its
-    rows and scores are written at ``i * k`` of ``rows`` and ``scores``, their number to ``counts[i]``. ``prepared`` is what
-    :func:`inverted_prepare` gave for these postings and norms, or None; it changes no answer.
+    ``prepared`` is what :func:`inverted_prepare` gave, ``mask`` a bitmap of permitted rows or None for all. Query ``i`` has
+    the terms ``columns[offsets[i] : offsets[i + 1]]``, ascending, with ``weights``; those that the index does not hold, and
+    those that do not weigh more than 0, count for nothing. Its rows and scores are written at ``i * k`` of ``rows`` and
+    ``scores``, their number to ``counts[i]``.
 
-    Raises ValueError where sizes do not fit together or a slot, block or range is out of bounds.
+    Returns whether the columns of every query ascend; where not, the answers mean nothing. Raises ValueError where sizes do
+    not fit together or a block or range is out of bounds.
     """
-    _check_sizes(n, k, ids, payload, block_start, block_range, norms, mask, rows, scores, counts)
+    _, n, ids, payload, _, _, _, _, _, _, norms = prepared
+    _check_sizes(prepared, k, mask, rows, scores, counts)
     for query in range(len(counts)):
         mine = slice(int(offsets[query]), int(offsets[query + 1]))
+        found = _look_up(prepared, columns[mine], weights[mine])
+        if found is None:
+            return False
         by_range: dict[int, list[tuple[int, int, np.float32]]] = {}
-        for spans, weight in zip(
-            _spans(n, ids, term_blocks, block_start, block_range, slots[mine]), weights[mine], strict=True
-        ):
+        for spans, weight in zip(_spans(prepared, found[0]), found[1], strict=True):
             for number, start, stop in spans:
                 by_range.setdefault(number, []).append((start, stop, weight))
         best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -82,12 +119,12 @@ def inverted_search(
             for start, stop, weight in by_range[number]:
                 at = ids[start:stop].astype(np.int64)
                 near = None if norms is None else norms[np.minimum(base + at, n - 1)]
-                accumulator[at] += contributions(kind, payload[start:stop], weight, near)
-            found = np.flatnonzero(accumulator[: n - base] > 0)
+                accumulator[at] += contributions(prepared.kind, payload[start:stop], weight, near)
+            held = np.flatnonzero(accumulator[: n - base] > 0)
             if mask is not None:
-                found = found[(mask[(base + found) >> 3] >> (found & 7) & 1).astype(np.bool_)]
-            best_rows = np.concatenate([best_rows, base + found])
-            best_scores = np.concatenate([best_scores, accumulator[found]])
+                held = held[(mask[(base + held) >> 3] >> (held & 7) & 1).astype(np.bool_)]
+            best_rows = np.concatenate([best_rows, base + held])
+            best_scores = np.concatenate([best_scores, accumulator[held]])
             if len(best_scores) > k:
                 order = np.lexsort((best_rows, -best_scores))[:k]
                 best_rows, best_scores = best_rows[order], best_scores[order]
@@ -95,13 +132,22 @@ def inverted_search(
         counts[query] = len(order)
         rows[query * k : query * k + len(order)] = best_rows[order]
         scores[query * k : query * k + len(order)] = best_scores[order]
+    return True
 
 
-def inverted_prepare(
-    n: int, ids: NDArray[np.uint16], term_blocks: NDArray[np.int64], block_start: NDArray[np.int64]
-) -> Any:
-    """Room for what the compiled search keeps of postings; this one keeps nothing."""
-    return None
+def _look_up(
+    prepared: Prepared, columns: NDArray[np.int64], weights: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """The places of those of a query's terms that count, and their weights; None where its columns do not ascend."""
+    if np.any(columns[1:] <= columns[:-1]):
+        return None
+    terms = prepared.terms
+    places = np.searchsorted(terms, columns)
+    if not len(terms):
+        return places[:0], weights[:0]
+    counting = (terms[np.minimum(places, len(terms) - 1)] == columns) & (weights > 0)
+    places, weights = places[counting], weights[counting]
+    return places, weights if prepared.scales is None else weights * prepared.scales[places]
 
 
 def _in_steps(highest: NDArray[np.float32], kind: int, unit: float) -> NDArray[np.float32]:
@@ -114,48 +160,32 @@ def _in_steps(highest: NDArray[np.float32], kind: int, unit: float) -> NDArray[n
 
 
 def _check_sizes(
-    n: int,
+    prepared: Prepared,
     k: int,
-    ids: NDArray[np.uint16],
-    payload: NDArray[Any],
-    block_start: NDArray[np.int64],
-    block_range: NDArray[np.uint32],
-    norms: NDArray[np.float32] | None,
     mask: NDArray[np.uint8] | None,
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     counts: NDArray[np.int64],
 ) -> None:
-    fit = len(block_start) == len(block_range) + 1 and len(payload) == len(ids) and (norms is None or len(norms) == n)
-    fit = (
-        fit and (mask is None or len(mask) == -(-n // 8)) and len(rows) == len(scores) and len(rows) >= k * len(counts)
-    )
-    if not fit:
+    fit = mask is None or len(mask) == -(-prepared.n // 8)
+    if not fit or len(rows) != len(scores) or len(rows) < k * len(counts):
         raise ValueError("the sizes of the buffers do not fit together")
 
 
-def _spans(
-    n: int,
-    ids: NDArray[np.uint16],
-    term_blocks: NDArray[np.int64],
-    block_start: NDArray[np.int64],
-    block_range: NDArray[np.uint32],
-    slots: NDArray[np.int64],
-) -> list[list[tuple[int, int, int]]]:
+def _spans(prepared: Prepared, slots: NDArray[np.int64]) -> list[list[tuple[int, int, int]]]:
     """For each of the terms at ``slots`` its blocks: range, first posting and end."""
+    _, n, ids, _, term_blocks, block_start, block_range, *_ = prepared
     found = []
     for slot in slots.tolist():
-        if not 0 <= slot < len(term_blocks) - 1:
-            raise ValueError("a slot, block or range of the postings is out of bounds")
         first, last = int(term_blocks[slot]), int(term_blocks[slot + 1])
         if not 0 <= first <= last <= len(block_range):
-            raise ValueError("a slot, block or range of the postings is out of bounds")
+            raise ValueError("a block or range of the postings is out of bounds")
         spans = [
             (int(block_range[block]), int(block_start[block]), int(block_start[block + 1]))
             for block in range(first, last)
         ]
         if not all(0 <= start <= stop <= len(ids) and number * RANGE < n for number, start, stop in spans):
-            raise ValueError("a slot, block or range of the postings is out of bounds")
+            raise ValueError("a block or range of the postings is out of bounds")
         found.append(spans)
     return found
 
@@ -166,18 +196,10 @@ def inverted_slices(n: int, terms: int, postings: int) -> Any:
 
 
 def inverted_within(
-    kind: int,
-    n: int,
+    prepared: Prepared,
     k: int,
-    ids: NDArray[np.uint16],
-    payload: NDArray[Any],
-    term_blocks: NDArray[np.int64],
-    block_start: NDArray[np.int64],
-    block_range: NDArray[np.uint32],
-    block_max: NDArray[Any] | None,
-    norms: NDArray[np.float32] | None,
     mask: NDArray[np.uint8] | None,
-    slots: NDArray[np.int64],
+    columns: NDArray[np.int64],
     weights: NDArray[np.float32],
     offsets: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -186,30 +208,35 @@ def inverted_within(
     least: float,
     give_up: float,
     seconds: float,
-    prepared: Any = None,
-) -> tuple[int, int, int, int, int, float]:
+    sliced: Any = None,
+) -> tuple[int, int, int, int, int, int, float]:
     """The best ``k`` permitted rows of one query among those that are read: slices of 8 rows, by descending bound.
 
     A slice's bound is the float32 sum, by ascending terms, of the most that each adds to one of its rows, which is rounded
     up to one of 255 steps. Reading ends where the highest bound that is left, less
     its share ``give_up`` (0 to below 1), is below the ``k``-th best score or below ``least``; or after so many seconds,
-    but not before the first slice. The other arguments are those of :func:`inverted_search`, ``prepared`` what
+    but not before the first slice. The other arguments are those of :func:`inverted_search`, ``sliced`` what
     :func:`inverted_slices` gave for these postings and norms.
 
     Returns how many slices hold a term of the query and a permitted row, and how many of them were read; how many
-    permitted rows those and these hold; how many postings were read; and the highest bound of a slice that was not, or 0.
-    Raises ValueError where sizes do not fit together or a slot, block or range is out of bounds.
+    permitted rows those and these hold; how many postings the query's terms have, and how many were read; and the highest
+    bound of a slice that was not, or 0. Raises ValueError where sizes do not fit together, the columns do not ascend, or a
+    block or range is out of bounds.
     """
     start = time.monotonic()
     if len(counts) != 1 or not 0 <= give_up < 1:
         raise ValueError("one query is searched, with what was made for these sizes, giving up less than all")
-    _check_sizes(n, k, ids, payload, block_start, block_range, norms, mask, rows, scores, counts)
+    kind, n, ids, payload, term_blocks, _, _, _, _, block_max, norms = prepared
+    _check_sizes(prepared, k, mask, rows, scores, counts)
+    mine = slice(int(offsets[0]), int(offsets[1]))
+    looked_up = _look_up(prepared, columns[mine], weights[mine])
+    if looked_up is None:
+        raise ValueError("the columns of the query do not ascend")
     bounds = np.zeros(-(-n // SLICE), np.float32)
     postings = np.zeros(len(bounds), np.int64)
     exact = np.zeros(len(bounds) * SLICE, np.float32)
-    mine = slice(int(offsets[0]), int(offsets[1]))
-    found = _spans(n, ids, term_blocks, block_start, block_range, slots[mine])
-    for slot, spans, weight in zip(slots[mine].tolist(), found, weights[mine], strict=True):
+    reached = 0
+    for slot, spans, weight in zip(looked_up[0].tolist(), _spans(prepared, looked_up[0]), looked_up[1], strict=True):
         at = np.concatenate([np.arange(start, stop) for _, start, stop in spans])
         held = np.concatenate([number * RANGE + ids[start:stop].astype(np.int64) for number, start, stop in spans])
         near = None if norms is None else norms[np.minimum(held, n - 1)]
@@ -221,6 +248,7 @@ def inverted_within(
         bounds += weight * _in_steps(highest, kind, unit)
         exact[held] += contributions(kind, payload[at], weight, near)
         postings += np.bincount(held // SLICE, minlength=len(bounds))
+        reached += len(held)
     if mask is not None:
         bounds[mask == 0] = 0
         exact[~np.unpackbits(mask, count=len(exact), bitorder="little").view(np.bool_)] = 0
@@ -248,7 +276,7 @@ def inverted_within(
     rows[: len(best)], scores[: len(best)] = [-row for _, row in best], [score for score, _ in best]
     done = order[:read]
     return (
-        len(order), read, int(permitted[order].sum()), int(permitted[done].sum()), int(postings[done].sum()),
+        len(order), read, int(permitted[order].sum()), int(permitted[done].sum()), reached, int(postings[done].sum()),
         float(bounds[order[read]]) if read < len(order) else 0.0,
     )  # fmt: skip
 

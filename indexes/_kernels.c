@@ -11,7 +11,7 @@ static PyMethodDef methods[] = {
     {"documents_read", documents_read, METH_VARARGS, "Parts of stored documents."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
-    {"inverted_prepare", inverted_prepare, METH_VARARGS, "Room for what searches keep of postings."},
+    {"inverted_prepare", inverted_prepare, METH_VARARGS, "Postings to be searched again and again."},
     {"inverted_slices", inverted_slices, METH_VARARGS, "Room for what searches by slices keep of postings."},
     {"inverted_within", inverted_within, METH_VARARGS, "The best rows of a query but for a part that is given up."},
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from operator import lt
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,14 +26,13 @@ from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.impacts import encode16
 from retrievers.indexes.kernels import Payload
 from retrievers.indexes.postings import MOST_ROWS, Chunk, Postings, assemble, from_vectors, merged
-from retrievers.indexes.postings_search import Looked, search_postings, search_postings_within
+from retrievers.indexes.postings_search import Looked, ascending, search_postings, search_postings_within
 from retrievers.indexes.protocol import Found
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
 
 _META = "inverted.json"
 _FREQUENCIES = {8: Payload.FREQUENCIES_8, 16: Payload.FREQUENCIES_16, 32: Payload.FREQUENCIES_32}
-_SHORT = 64  # terms of a single query that are looked up one by one
 _DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
@@ -58,7 +56,8 @@ class InvertedIndex:
 
     @cached_property
     def _prepared(self) -> Any:
-        return self._postings.prepare()
+        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
+        return self._postings.prepare(kind, scales=self._scales, block_max=self._block_max)
 
     @cached_property
     def _sliced(self) -> Any:
@@ -133,12 +132,8 @@ class InvertedIndex:
 
         Raises VectorError for queries of another vocabulary, QueryError for a ``k`` below 1 or bitmaps of another size.
         """
-        places, weights, offsets = self._look_up(queries)
-        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         mask = _mask(self.size, allowed, live)
-        return search_postings(
-            self._postings, kind, places, weights, offsets, k, mask, self._block_max, None, self._prepared
-        )
+        return search_postings(self._postings, self._prepared, _checked(queries, self.dimension), k, mask)
 
     def search_within(
         self,
@@ -157,13 +152,10 @@ class InvertedIndex:
         ``1 / (1 - give_up)`` times the ``k``-th best score, or than so many times ``least``; except where the ``seconds``
         were over, which ends the search after the first slice or a later one. Raises what :meth:`search` raises.
         """
-        places, weights, _ = self._look_up(query)
-        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         mask = _mask(self.size, allowed, live)
         limits = least, give_up, seconds
-        return search_postings_within(
-            self._postings, kind, places, weights, k, mask, self._block_max, None, self._sliced, limits
-        )
+        asked = _checked(query, self.dimension)
+        return search_postings_within(self._postings, self._prepared, asked, k, mask, self._sliced, limits)
 
     def prepare(self) -> None:
         """Make now the room for what searches keep of the postings, which takes milliseconds of the first."""
@@ -174,16 +166,14 @@ class InvertedIndex:
 
         Added up in float32 in this order, the contributions are the score that a search gives.
         """
-        places, weights, _ = self._look_up(query)
+        places, weights = _look_up(self._postings, query, self.dimension)
+        if self._scales is not None:
+            weights = weights * self._scales[places]
         at, shared = _common(self._postings, places, row, self.size)
         kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
         payload = self._postings.payload[at]
         parts = contributions(kind, payload, weights[shared], None)
         return self._postings.terms[places[shared]], parts
-
-    def _look_up(self, queries: Vectors) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        places, weights, offsets = _look_up(self._postings, queries, self.dimension)
-        return places, weights if self._scales is None else weights * self._scales[places], offsets
 
 
 class LexicalIndex:
@@ -268,9 +258,8 @@ class LexicalIndex:
         ``k`` below 1 or for bitmaps or norms that do not fit.
         """
         prepared = self.prepare(norms)
-        found = _look_up(self._postings, queries, self.dimension)
         mask = _mask(self.size, allowed, live)
-        return search_postings(self._postings, self._kind, *found, k, mask, None, norms, prepared)
+        return search_postings(self._postings, prepared, _checked(queries, self.dimension), k, mask)
 
     def search_within(
         self,
@@ -285,15 +274,15 @@ class LexicalIndex:
         live: Bitmap | None = None,
     ) -> tuple[Found, Looked]:
         """As :meth:`InvertedIndex.search_within`, with the ``norms`` of :meth:`search`."""
+        prepared = self.prepare(norms)
         known, sliced = self._sliced
         if norms is not known:
-            self.prepare(norms)  # which checks them
             sliced = self._postings.slices()
             self._sliced = norms, sliced
-        places, weights, _ = _look_up(self._postings, query, self.dimension)
         mask = _mask(self.size, allowed, live)
         limits = least, give_up, seconds
-        return search_postings_within(self._postings, self._kind, places, weights, k, mask, None, norms, sliced, limits)
+        asked = _checked(query, self.dimension)
+        return search_postings_within(self._postings, prepared, asked, k, mask, sliced, limits)
 
     def explain(
         self, query: Vectors, row: int, norms: NDArray[np.float32]
@@ -303,7 +292,7 @@ class LexicalIndex:
         Added up in float32 in this order, the contributions are the score that a search with these norms gives.
         """
         self.prepare(norms)
-        places, weights, _ = _look_up(self._postings, query, self.dimension)
+        places, weights = _look_up(self._postings, query, self.dimension)
         at, shared = _common(self._postings, places, row, self.size)
         parts = contributions(self._kind, self._postings.payload[at], weights[shared], norms[row])
         return self._postings.terms[places[shared]], parts
@@ -342,7 +331,7 @@ class LexicalIndex:
             raise QueryError(f"norms must be float32 [{self.size}], one of each row; got {norms.dtype} {norms.shape}")
         if len(norms) and not (norms.min() >= 0 and norms.max() < np.inf):
             raise QueryError("norms must be numbers of 0 or more")
-        prepared = self._postings.prepare()
+        prepared = self._postings.prepare(self._kind, norms=norms)
         self._prepared = norms, prepared
         return prepared
 
@@ -410,39 +399,20 @@ def _load_meta(folder: Path, payload: str, bits: tuple[int, ...]) -> dict[str, A
     return meta
 
 
-def _look_up(
-    postings: Postings, queries: Any, vocabulary: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """The terms of queries that the index holds: their places, ascending in each query; weights; offsets of queries."""
+def _checked(queries: Any, vocabulary: int) -> Any:
+    """The queries themselves. Raises VectorError where they are not for an index of this vocabulary."""
     check(queries, "sparse", queries.shape[0])
     if queries.shape[1] != vocabulary:
         raise VectorError(f"the queries have a vocabulary of {queries.shape[1]}, and the index one of {vocabulary}")
-    if len(queries.indptr) == 2 and queries.indptr[1] == len(queries.indices) <= _SHORT:
-        columns = queries.indices.tolist()
-        if all(map(lt, columns, columns[1:])):
-            return _look_up_few(postings, columns, queries.data.tolist())
-    rises = queries.indices[1:] > queries.indices[:-1]
-    bounds = queries.indptr[1:-1]
-    rises[bounds[(bounds > 0) & (bounds <= len(rises))] - 1] = True
-    if not rises.all():
-        queries = queries.copy()
-        queries.sum_duplicates()
-    places, known = postings.find(queries.indices.astype(np.int64, copy=False))
-    known &= queries.data > 0
-    offsets = np.zeros(len(known) + 1, np.int64)
-    np.cumsum(known, out=offsets[1:])
-    return places[known], queries.data[known], offsets[queries.indptr]
+    return queries
 
 
-def _look_up_few(
-    postings: Postings, columns: list[int], data: list[float]
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """The same for one short query, of ascending columns: before numpy has begun."""
-    few = [
-        (place, weight) for place, weight in zip(postings.find_few(columns), data, strict=True) if place >= 0 < weight
-    ]
-    places, weights = zip(*few, strict=True) if few else ((), ())
-    return np.array(places, np.int64), np.array(weights, np.float32), np.array([0, len(few)], np.int64)
+def _look_up(postings: Postings, query: Any, vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The places of the terms of a query (csr_matrix of one row) that the index holds, ascending, and their weights."""
+    query = ascending(_checked(query, vocabulary))
+    places, known = postings.find(query.indices.astype(np.int64, copy=False))
+    known &= query.data > 0
+    return places[known], query.data[known]
 
 
 def _mask(size: int, allowed: Bitmap | None, live: Bitmap | None) -> Bitmap | None:

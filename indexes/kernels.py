@@ -43,16 +43,16 @@ _documents: Any = _documents_numpy if _module is None else _module
 _maxsim: Any = _maxsim_numpy if _module is None else _module
 _plaid: Any = _plaid_numpy if _module is None else _module
 
-inverted_search: Callable[..., None] = _inverted.inverted_search
+inverted_search: Callable[..., bool] = _inverted.inverted_search
 """The best rows of every query over postings; see :func:`retrievers.indexes._inverted_numpy.inverted_search`."""
 
 inverted_prepare: Callable[..., Any] = _inverted.inverted_prepare
-"""Room for what searches keep of postings; see :func:`retrievers.indexes._inverted_numpy.inverted_prepare`."""
+"""Postings to be searched again and again; see :func:`retrievers.indexes._inverted_numpy.inverted_prepare`."""
 
 inverted_slices: Callable[..., Any] = _inverted.inverted_slices
 """Room for what searches by slices keep of postings; see :func:`retrievers.indexes._inverted_numpy.inverted_slices`."""
 
-inverted_within: Callable[..., tuple[int, int, int, int, int, float]] = _inverted.inverted_within
+inverted_within: Callable[..., tuple[int, int, int, int, int, int, float]] = _inverted.inverted_within
 """The best rows of a query but for a part that is given up; see :func:`retrievers.indexes._inverted_numpy.inverted_within`."""
 
 inverted_count: Callable[..., None] = _inverted.inverted_count

@@ -16,7 +16,7 @@ which the term occurs, so that a row is 16 bits: its place within the range. The
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from retrievers.errors import IndexDamagedError, VectorError
 from retrievers.indexes import kernels
 from retrievers.indexes.arrays import are_offsets, load_array, rises
+from retrievers.indexes.kernels import Payload
 
 Chunk = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
 """Postings as terms, rows and values, sorted by term, then row."""
@@ -34,7 +35,6 @@ MOST_ROWS = 1 << 40
 """No index may have so many rows."""
 
 _ROW_BITS = 40
-_REMEMBERED = 1 << 16  # places of terms that were met before
 _CHUNK = 1 << 18  # postings that are held unpacked: some 20 MB
 _COUNTED = 1 << 20  # columns up to which they are sorted by counting
 
@@ -50,7 +50,6 @@ class Postings:
     block_start: NDArray[np.int64]
     ids: NDArray[np.uint16]
     payload: NDArray[Any]
-    _places: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -71,17 +70,6 @@ class Postings:
         places[~known] = 0
         return places, known
 
-    def find_few(self, terms: list[int]) -> list[int]:
-        """The places of a few terms, -1 where the index does not hold one. Those of questions come again, and are remembered."""
-        places: list[Any] = [self._places.get(term) for term in terms]
-        if None in places:
-            found, held = self.find(np.array(terms, np.int64))
-            places = np.where(held, found, -1).tolist()
-            if len(self._places) >= _REMEMBERED:
-                self._places.clear()
-            self._places.update(zip(terms, places, strict=True))
-        return places
-
     def posting(self, place: int, row: int) -> int | None:
         """Where the posting of a row in the term at ``place`` is, None where the row does not hold the term."""
         first, last = int(self.term_blocks[place]), int(self.term_blocks[place + 1])
@@ -92,12 +80,22 @@ class Postings:
         at = start + int(np.searchsorted(self.ids[start:stop], np.uint16(row & 0xFFFF)))
         return at if at < stop and int(self.ids[at]) == row & 0xFFFF else None
 
-    def prepare(self) -> Any:
-        """What the compiled search keeps of these postings, empty at first: up to a byte each, and those of common terms.
+    def prepare(
+        self,
+        kind: Payload,
+        *,
+        scales: NDArray[np.float32] | None = None,
+        block_max: NDArray[Any] | None = None,
+        norms: NDArray[np.float32] | None = None,
+    ) -> Any:
+        """What searches take, see :func:`retrievers.indexes._inverted_numpy.inverted_prepare`.
 
-        It belongs to one payload, and one set of norms.
+        The compiled search keeps in it up to a byte for each posting, and those of common terms; nothing at first.
         """
-        return kernels.inverted_prepare(self.n, self.ids, self.term_blocks, self.block_start)
+        return kernels.inverted_prepare(
+            int(kind), self.n, self.ids, self.payload, self.term_blocks, self.block_start, self.block_range, self.terms,
+            scales, block_max, norms,
+        )  # fmt: skip
 
     def slices(self) -> Any:
         """What searches by slices keep of these postings, empty at first; it too belongs to one payload and set of norms."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from retrievers.errors import QueryError
 from retrievers.indexes import kernels
 from retrievers.indexes.bitmaps import Bitmap
-from retrievers.indexes.kernels import Payload
 from retrievers.indexes.postings import Postings
 from retrievers.indexes.protocol import Found
 from retrievers.indexes.threads import pieces, shared
@@ -39,68 +38,72 @@ class Looked:
     """The most that a row can score that was not read, 0 where there is none."""
 
 
-def search_postings(
-    postings: Postings,
-    kind: Payload,
-    places: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    k: int,
-    mask: Bitmap | None,
-    block_max: NDArray[Any] | None,
-    norms: NDArray[np.float32] | None,
-    prepared: Any,
-) -> Found:
-    """Call the kernel, for so many queries at a time that their results stay small."""
+def search_postings(postings: Postings, prepared: Any, queries: Any, k: int, mask: Bitmap | None) -> Found:
+    """The best ``k`` rows of every query (csr_matrix), for so many queries at a time that their results stay small."""
     if k < 1:
         raise QueryError(f"k={k}: ask for 1 hit or more")
-    queries = len(offsets) - 1
-    blocks = postings.term_blocks
+    columns, offsets = (part.astype(np.int64, copy=False) for part in (queries.indices, queries.indptr))
+    weights = queries.data
     k = max(1, min(k, postings.n))
-    if k > _LARGE:  # no query finds more rows than its terms have postings
-        reached = np.zeros(len(places) + 1, np.int64)
-        np.cumsum(postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]], out=reached[1:])
-        k = max(_LARGE, min(k, int(np.diff(reached[offsets]).max()) if queries else 0))
+    if k > _LARGE:
+        k = max(_LARGE, min(k, _most_reached(postings, columns, offsets)))
 
-    def answer(piece: slice) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def answer(piece: slice) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | None:
         some = offsets[piece.start : piece.stop + 1]
         batch = len(some) - 1
         rows, scores = np.empty(batch * k, np.int64), np.empty(batch * k, np.float32)
         counts = np.zeros(batch, np.int64)
-        kernels.inverted_search(
-            int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start,
-            postings.block_range, block_max, norms, mask, places, weights, some, rows, scores, counts, prepared,
-        )  # fmt: skip
+        if not kernels.inverted_search(prepared, k, mask, columns, weights, some, rows, scores, counts):
+            return None
         ends = [(at, at + size) for at, size in zip(range(0, batch * k, k), counts.tolist(), strict=True)]
         return [(rows[at:end].copy(), scores[at:end].copy()) for at, end in ends]
 
-    answered = shared(answer, pieces(queries, _BATCH // k, _SHARE))
-    found = [one for some in answered for one in some]
+    alone = len(offsets) == 2
+    found = []
+    for some in [answer(slice(0, 1))] if alone else shared(answer, pieces(len(offsets) - 1, _BATCH // k, _SHARE)):
+        if some is None:
+            return search_postings(postings, prepared, ascending(queries), k, mask)
+        found += some
     return Found([rows for rows, _ in found], [scores for _, scores in found])
 
 
 def search_postings_within(
     postings: Postings,
-    kind: Payload,
-    places: NDArray[np.int64],
-    weights: NDArray[np.float32],
+    prepared: Any,
+    query: Any,
     k: int,
     mask: Bitmap | None,
-    block_max: NDArray[Any] | None,
-    norms: NDArray[np.float32] | None,
     sliced: Any,
     limits: tuple[float, float, float],
 ) -> tuple[Found, Looked]:
-    """Call the kernel for one query."""
+    """The same for one query (csr_matrix of one row), within limits: the least score, the share given up, and seconds."""
     if k < 1:
         raise QueryError(f"k={k}: ask for 1 hit or more")
-    blocks = postings.term_blocks
-    reached = int((postings.block_start[blocks[places + 1]] - postings.block_start[blocks[places]]).sum())
-    k = max(1, min(k, postings.n, reached))  # no query finds more rows than its terms have postings
+    if np.any(query.indices[1:] <= query.indices[:-1]):
+        query = ascending(query)
+    columns, offsets = (part.astype(np.int64, copy=False) for part in (query.indices, query.indptr))
+    k = max(1, min(k, postings.n, _most_reached(postings, columns, offsets)))
     rows, scores, counts = np.empty(k, np.int64), np.empty(k, np.float32), np.zeros(1, np.int64)
-    slices, slices_read, documents, documents_read, read, ceiling = kernels.inverted_within(
-        int(kind), postings.n, k, postings.ids, postings.payload, blocks, postings.block_start, postings.block_range,
-        block_max, norms, mask, places, weights, np.array([0, len(places)]), rows, scores, counts, *limits, sliced,
-    )  # fmt: skip
+    slices, slices_read, documents, documents_read, reached, read, ceiling = kernels.inverted_within(
+        prepared, k, mask, columns, query.data, offsets, rows, scores, counts, *limits, sliced
+    )
     found = Found([rows[: counts[0]]], [scores[: counts[0]]])
     return found, Looked(slices, slices_read, documents, documents_read, reached, read, ceiling)
+
+
+def _most_reached(postings: Postings, columns: NDArray[np.int64], offsets: NDArray[np.int64]) -> int:
+    """How many postings the terms of a query have at most: no query finds more rows."""
+    places, known = postings.find(columns)
+    reached = np.zeros(len(columns) + 1, np.int64)
+    blocks, starts = postings.term_blocks, postings.block_start
+    if len(postings.terms):
+        np.cumsum(np.where(known, starts[blocks[places + 1]] - starts[blocks[places]], 0), out=reached[1:])
+    return int(np.diff(reached[offsets]).max(initial=0))
+
+
+def ascending(queries: Any) -> Any:
+    """The same queries (csr_matrix) with columns that ascend, and come once, in each."""
+    parts = queries.data.copy(), queries.indices.copy(), queries.indptr.copy()
+    queries = type(queries)(parts, shape=queries.shape)  # without what the other believes of its columns
+    queries.sum_duplicates()
+    return queries

@@ -47,6 +47,8 @@ def random_case(seed: int) -> dict[str, Any]:
     postings = assemble(chunks, n, payload_type)
     lists = [np.sort(rng.permutation(len(postings.terms))[: rng.integers(15)]) for _ in range(rng.integers(4))]
     slots = np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
+    columns = postings.terms[slots] if len(postings.terms) else slots
+    strange = rng.random(len(slots)) < 0.1  # the terms are multiples of 3
     share = rng.choice([0.0, 0.001, 0.3, 0.9, 1.0])
     norms = rng.choice([0.4, 1.2, 1.9], n) if few else rng.gamma(4.0, 0.3, n)
     starts = postings.block_start[:-1]
@@ -62,26 +64,52 @@ def random_case(seed: int) -> dict[str, Any]:
         "block_max": np.maximum.reduceat(postings.payload, starts)
         if kind < 2 and len(starts)
         else postings.payload[:0],
+        "terms": postings.terms,
+        "scales": None if kind != 1 or few else rng.random(len(postings.terms)).astype(np.float32),
         "norms": norms.astype(np.float32) if kind > 1 else None,
         "mask": None if rng.random() < 0.5 else pack(rng.random(n) < share),
-        "slots": slots,
-        "weights": rng.choice([0.5, 2.0, 7.25], len(slots)).astype(np.float32)
+        "columns": columns + strange,
+        "weights": rng.choice([0.5, 2.0, 7.25, 0.0] if rng.random() < 0.2 else [0.5, 2.0, 7.25], len(slots)).astype(
+            np.float32
+        )
         if few
         else (rng.random(len(slots)).astype(np.float32) ** 4 + np.float32(1e-6)) * np.float32(9),
         "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum([len(some) for some in lists], dtype=np.int64)]),
     }
 
 
+def prepare(module: Any, case: dict[str, Any], *, coarse: bool = True) -> Any:
+    """What a module's ``inverted_prepare`` makes of a case."""
+    names = (
+        "kind",
+        "n",
+        "ids",
+        "payload",
+        "term_blocks",
+        "block_start",
+        "block_range",
+        "terms",
+        "scales",
+        "block_max",
+        "norms",
+    )
+    return module.inverted_prepare(*(case[name] for name in names), coarse)
+
+
+def asked(case: dict[str, Any]) -> list[Any]:
+    """The mask and the queries of a case."""
+    return [case[name] for name in ("mask", "columns", "weights", "offsets")]
+
+
 def run(module: Any, case: dict[str, Any], *, plain: bool = False) -> list[tuple[list[int], bytes]]:
-    """What a module's ``inverted_search`` answers, ``plain`` without anything prepared: rows, and scores bit by bit."""
+    """What a module's ``inverted_search`` answers, ``plain`` without whole numbers: rows, and scores bit by bit."""
     queries, k = len(case["offsets"]) - 1, case["k"]
     rows, scores = np.full(queries * k, -7, np.int64), np.full(queries * k, -7, np.float32)
     counts = np.zeros(queries, np.int64)
-    prepared = module.inverted_prepare(case["n"], case["ids"], case["term_blocks"], case["block_start"])
-    if plain:
-        prepared = None
-    for _ in range(2):  # what is prepared is made by the first and used by the second
-        module.inverted_search(*case.values(), rows, scores, counts, prepared)
+    prepared = prepare(module, case, coarse=not plain)
+    for _ in range(2):  # what is kept is made by the first and used by the second
+        if not module.inverted_search(prepared, k, *asked(case), rows, scores, counts):
+            raise ValueError("the columns of a query do not ascend")
     return [
         (rows[i * k : i * k + count].tolist(), scores[i * k : i * k + count].tobytes())
         for i, count in enumerate(counts.tolist())
@@ -98,10 +126,10 @@ def run_within(
     """What a module's ``inverted_within`` answers for the first query of a case: rows, scores bit by bit, and the report."""
     one = case | {"offsets": case["offsets"][:2]}
     rows, scores = np.full(case["k"], -7, np.int64), np.full(case["k"], -7, np.float32)
-    counts = np.zeros(1, np.int64)
+    counts, prepared = np.zeros(1, np.int64), prepare(module, case)
     sliced = module.inverted_slices(case["n"], max(0, len(case["term_blocks"]) - 1), len(case["ids"]))
     for _ in range(2):  # what is kept is made by the first and used by the second
-        told = module.inverted_within(*one.values(), rows, scores, counts, *limits, sliced)
+        told = module.inverted_within(prepared, case["k"], *asked(one), rows, scores, counts, *limits, sliced)
     return rows[: counts[0]].tolist(), scores[: counts[0]].tobytes(), told
 
 
@@ -540,9 +568,11 @@ def bm25_like_case(k: int, *, equal: bool = False) -> dict[str, Any]:
         "block_start": postings.block_start,
         "block_range": postings.block_range,
         "block_max": None,
+        "terms": postings.terms,
+        "scales": None,
         "norms": np.ones(n, np.float32) if equal else rng.gamma(4.0, 0.3, n).astype(np.float32),
         "mask": None,
-        "slots": np.arange(len(shares)),
+        "columns": np.arange(len(shares)),
         "weights": weights,
         "offsets": np.array([0, len(shares)]),
     }

@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
     LIMITS,
+    asked,
     bm25_like_case,
     check_maxsim,
     check_plaid,
@@ -29,6 +30,7 @@ from kernel_cases import (
     maxsim_case,
     offer_case,
     plaid_case,
+    prepare,
     random_case,
     run,
     run_count,
@@ -301,17 +303,20 @@ def test_threads_do_not_disturb_each_other() -> None:
 @needs_compiled
 def test_threads_share_what_searches_by_slices_keep() -> None:
     case = bm25_like_case(10)
-    slots = [np.arange(first, 10) for first in range(10)]
+    columns = [np.arange(first, 10) for first in range(10)]
     cases = [
-        case | {"slots": mine, "weights": case["weights"][mine], "offsets": np.array([0, len(mine)])} for mine in slots
+        case | {"columns": mine, "weights": case["weights"][mine], "offsets": np.array([0, len(mine)])}
+        for mine in columns
     ]
     expected = [run_within(twin, one, LIMITS[1]) for one in cases]
     for _ in range(5):
         sliced = compiled_module().inverted_slices(case["n"], 10, len(case["ids"]))
+        prepared = prepare(compiled_module(), case)
 
-        def search(one: dict[str, Any], sliced: Any = sliced) -> Any:
-            rows, scores, counts = np.empty(10, np.int64), np.empty(10, np.float32), np.zeros(1, np.int64)
-            told = compiled_module().inverted_within(*one.values(), rows, scores, counts, *LIMITS[1], sliced)
+        def search(one: dict[str, Any], prepared: Any = prepared, sliced: Any = sliced) -> Any:
+            out = np.empty(10, np.int64), np.empty(10, np.float32), np.zeros(1, np.int64)
+            told = compiled_module().inverted_within(prepared, 10, *asked(one), *out, *LIMITS[1], sliced)
+            rows, scores, counts = out
             return rows[: counts[0]].tolist(), scores[: counts[0]].tobytes(), told
 
         with ThreadPoolExecutor(4) as pool:
@@ -324,8 +329,9 @@ def test_rows_that_all_tie_come_in_ascending_order() -> None:
     rows = np.arange(n)
     postings = assemble([(np.full(n, term), rows, np.ones(n, np.int64)) for term in (1, 2)], n, np.uint8)
     case = bm25_like_case(5)
-    case |= {"n": n, "norms": np.ones(n, np.float32), "slots": np.arange(2), "offsets": np.array([0, 2])}
-    case |= {name: getattr(postings, name) for name in ("ids", "payload", "term_blocks", "block_start", "block_range")}
+    case |= {"n": n, "norms": np.ones(n, np.float32), "columns": np.arange(1, 3), "offsets": np.array([0, 2])}
+    names = ("ids", "payload", "term_blocks", "block_start", "block_range", "terms")
+    case |= {name: getattr(postings, name) for name in names}
     case |= {"weights": np.ones(2, np.float32)}
     expected = [([0, 1, 2, 3, 4], np.ones(5, np.float32).tobytes())]
     assert run(compiled_module(), case) == run(twin, case) == expected
@@ -341,7 +347,9 @@ def test_rows_that_all_tie_come_in_ascending_order() -> None:
         {"mask": np.zeros(1, np.uint8)},
         {"block_start": np.zeros(2, np.int64)},
         {"term_blocks": np.empty(0, np.int64)},
-        {"slots": np.array([0])},
+        {"columns": np.array([0])},
+        {"terms": np.arange(9)},
+        {"scales": np.ones(9, np.float32)},
         {"offsets": np.array([0, 11])},
         {"offsets": np.array([5, 2])},
         {"kind": 5},
@@ -363,15 +371,60 @@ def test_short_outputs_are_refused() -> None:
     case = bm25_like_case(10)
     with pytest.raises(ValueError, match="sizes"):
         compiled_module().inverted_search(
-            *case.values(), np.zeros(9, np.int64), np.zeros(9, np.float32), np.zeros(1, np.int64)
+            prepare(compiled_module(), case),
+            10,
+            *asked(case),
+            np.zeros(9, np.int64),
+            np.zeros(9, np.float32),
+            np.zeros(1, np.int64),
         )
+
+
+def modules() -> list[Any]:
+    return [twin, *([compiled_module()] if kernels.compiled() else [])]
+
+
+@pytest.mark.parametrize("columns", [[3, 2, 5], [3, 3, 5], [2, 3, 3]], ids=lambda columns: "-".join(map(str, columns)))
+def test_columns_that_do_not_ascend_are_told(columns: list[int]) -> None:
+    change = {"columns": np.array(columns), "weights": np.ones(3, np.float32), "offsets": np.array([0, 3])}
+    for module in modules():
+        case = bm25_like_case(3) | change
+        out = np.empty(3, np.int64), np.empty(3, np.float32), np.zeros(1, np.int64)
+        assert module.inverted_search(prepare(module, case), 3, *asked(case), *out) is False
+        with pytest.raises(ValueError, match="do not ascend"):
+            run_within(module, case, LIMITS[0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=60), st.data())
+def test_terms_are_found_wherever_they_lie(found: list[int], data: st.DataObject) -> None:
+    terms = np.array(sorted(found), np.int64)
+    near = [column + step for column in found for step in (-1, 0, 1)]
+    some = data.draw(st.lists(st.sampled_from([*near, 0, 2**63 - 1]), unique=True, max_size=30))
+    columns = np.array(sorted(column for column in some if 0 <= column < 2**63), np.int64)
+    row = np.arange(len(terms))  # each term in a row of its own
+    postings = assemble([(terms, row, np.ones(len(terms), np.int64))], max(1, len(terms)), np.uint8)
+    expected = [at for at, column in enumerate(terms.tolist()) if column in set(columns.tolist())]
+    case = {
+        name: getattr(postings, name) for name in ("n", "ids", "payload", "term_blocks", "block_start", "block_range")
+    }
+    case |= {
+        "kind": 1,
+        "terms": postings.terms,
+        "scales": None,
+        "block_max": postings.payload,
+        "norms": None,
+        "mask": None,
+    }
+    case |= {"columns": columns, "weights": np.ones(len(columns), np.float32), "offsets": np.array([0, len(columns)])}
+    case |= {"k": 100}
+    for module in modules():
+        assert run(module, case)[0][0] == expected
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"slots": np.arange(10) + 1},
-        {"slots": np.arange(10) - 1},
         {"term_blocks": np.array([0, 2, 4, 6, 8, 10, 12, 14, 16, 99, 20])},
         {"term_blocks": np.arange(11)[::-1].copy()},
         {"block_range": np.full(20, 9, np.uint32)},
@@ -381,7 +434,7 @@ def test_short_outputs_are_refused() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_places_out_of_bounds_are_refused_by_both(change: dict[str, Any]) -> None:
-    for module in [twin, *([compiled_module()] if kernels.compiled() else [])]:
+    for module in modules():
         with pytest.raises(ValueError, match="out of bounds"):
             run(module, bm25_like_case(3) | change)
 
