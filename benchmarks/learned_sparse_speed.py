@@ -4,7 +4,7 @@ The passages that debian_passages.py makes are expanded by the 2-layer SPLADE mo
 tokens of each (some 150 terms; a whole day of one core, minutes on a GPU: what is encoded already, in --vectors, is not
 again). The questions of devops-stackexchange, python-functions and tldr are expanded by the same model, and looked up
 without it (the weight of a token is its inverse document frequency). Recall is of the exact best ten by float32 scores (a row
-whose score equals that of the tenth counts). CPU time of one thread a query, contenders in turns. ``inverted`` is asked
+whose score equals that of the tenth counts). CPU time of one thread a query, contenders in turns of fifty queries. ``inverted`` is asked
 exactly, and for all but a share of the score, or for so many milliseconds (``Retriever.search_within``). Seismic is asked
 with every setting of a grid; a row shows the quickest setting that reaches the recall.
 
@@ -33,7 +33,7 @@ from scipy import sparse
 from retrievers.indexes.inverted import InvertedIndex
 from retrievers.specs import Spec
 
-PASSAGES, PART, TOKENS, K, ASKED = 520_000, 20_000, 158, 10, 300
+PASSAGES, PART, TOKENS, K, ASKED, TOGETHER = 520_000, 20_000, 158, 10, 300, 50
 RECALLS = (0.98, 0.99, 0.997)
 SHARES, MILLISECONDS = (0.05, 0.1, 0.2, 0.3, 0.5), (0.1, 0.3, 1.0)
 GRID = tuple(itertools.product((5, 8, 12, 20, 40), (0.9, 0.7, 0.6, 0.5, 0.4)))  # query_cut, heap_factor
@@ -125,19 +125,23 @@ Search = Callable[[Any], Sequence[int]]
 
 
 def curve(corpus: Any, asked: Any, contenders: dict[str, Search]) -> dict[str, tuple[float, float, float, float]]:
-    """Recall, and p50, mean and p99 of the CPU milliseconds, of each contender; all take turns, question by question."""
+    """Recall, and p50, mean and p99 of the CPU milliseconds, of each contender; all take turns, some questions at a time."""
     rows = list(asked)
     least = floors(corpus, rows)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     hits: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(2):  # the first warms caches, and is not counted
-        for at, row in enumerate(rows):
+        for first in range(0, len(rows), TOGETHER):
+            some = rows[first : first + TOGETHER]
             for name, search in contenders.items():
-                start = time.thread_time()
-                found = search(row)
+                found = []
+                for row in some:
+                    start = time.thread_time()
+                    found.append(search(row))
+                    if turn:
+                        times[name].append(1e3 * (time.thread_time() - start))
                 if turn:
-                    times[name].append(1e3 * (time.thread_time() - start))
-                    hits[name].append(recall(corpus, row, found, least[at]))
+                    hits[name] += map(recall, itertools.repeat(corpus), some, found, least[first : first + TOGETHER])
     return {
         name: (
             sum(hits[name]) / len(rows),

@@ -3,8 +3,8 @@
 The collection is wiki (178,755 introductions), or --corpus FOLDER, for which debian_passages.py makes 650,000 passages; that
 is asked the test questions of devops-stackexchange, python-functions and tldr. All engines get the same tokens; query time
 is measured from token ids (bm25s), a string of tokens (tantivy) and query vectors (ours) to the rows and scores of the best
-10, and for ours also from the text to hits with their documents. One thread each, in turns. Scores equal those of bm25s;
-tantivy and Lucene keep document lengths in a byte, and so rank a little differently: how many of their ten are ours is
+10, and for ours also from the text to hits with their documents. One thread each, in turns of fifty queries. Scores equal those of
+bm25s; tantivy and Lucene keep document lengths in a byte, and so rank a little differently: how many of their ten are ours is
 printed. Lucene runs in a process of its own, out of an environment that is made for it (lucene.py): its time is the mean CPU time
 of a question, from what each more costs where all are asked ten times and once.
 
@@ -30,7 +30,7 @@ from machine import alternate, describe, peak_memory, quantile
 
 from retrievers import LexicalEncoder, Retriever, read_beir
 
-K = 10
+K, TOGETHER = 10, 50
 _BUILD = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
@@ -142,7 +142,7 @@ def speed(retriever: Retriever, corpus: Path, texts: list[str]) -> None:
         "tantivy": tantivys,
         "retrievers, text to hits": whole,
     }
-    times = alternate(contenders, calls=len(texts), rounds=3 if corpus == folder("wiki") else 1)
+    times = alternate(contenders, calls=len(texts), rounds=3 if corpus == folder("wiki") else 1, together=TOGETHER)
     print(f"\n{len(texts)} queries, k = {K}\n\n| engine | p50 ms | mean ms | p99 ms | p50 to bm25s |")
     print("| --- | --- | --- | --- | --- |")
     base = quantile(times["bm25s, numba"], 0.5)

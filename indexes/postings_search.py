@@ -42,11 +42,8 @@ def search_postings(postings: Postings, prepared: Any, queries: Any, k: int, mas
     """The best ``k`` rows of every query (csr_matrix), for so many queries at a time that their results stay small."""
     if k < 1:
         raise QueryError(f"k={k}: ask for 1 hit or more")
-    columns, offsets = (part.astype(np.int64, copy=False) for part in (queries.indices, queries.indptr))
-    weights = queries.data
-    k = max(1, min(k, postings.n))
-    if k > _LARGE:
-        k = max(_LARGE, min(k, _most_reached(postings, columns, offsets)))
+    columns, weights, offsets = _buffers(queries)
+    k = _most_found(postings, k, columns, offsets)
 
     def answer(piece: slice) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | None:
         some = offsets[piece.start : piece.stop + 1]
@@ -81,24 +78,32 @@ def search_postings_within(
         raise QueryError(f"k={k}: ask for 1 hit or more")
     if np.any(query.indices[1:] <= query.indices[:-1]):
         query = ascending(query)
-    columns, offsets = (part.astype(np.int64, copy=False) for part in (query.indices, query.indptr))
-    k = max(1, min(k, postings.n, _most_reached(postings, columns, offsets)))
+    columns, weights, offsets = _buffers(query)
+    k = _most_found(postings, k, columns, offsets)
     rows, scores, counts = np.empty(k, np.int64), np.empty(k, np.float32), np.zeros(1, np.int64)
     slices, slices_read, documents, documents_read, reached, read, ceiling = kernels.inverted_within(
-        prepared, k, mask, columns, query.data, offsets, rows, scores, counts, *limits, sliced
+        prepared, k, mask, columns, weights, offsets, rows, scores, counts, *limits, sliced
     )
     found = Found([rows[: counts[0]]], [scores[: counts[0]]])
     return found, Looked(slices, slices_read, documents, documents_read, reached, read, ceiling)
 
 
-def _most_reached(postings: Postings, columns: NDArray[np.int64], offsets: NDArray[np.int64]) -> int:
-    """How many postings the terms of a query have at most: no query finds more rows."""
-    places, known = postings.find(columns)
+def _buffers(queries: Any) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Columns, weights and offsets of queries as the kernel takes them."""
+    columns, offsets = (np.ascontiguousarray(part, np.int64) for part in (queries.indices, queries.indptr))
+    return columns, np.ascontiguousarray(queries.data), offsets
+
+
+def _most_found(postings: Postings, k: int, columns: NDArray[np.int64], offsets: NDArray[np.int64]) -> int:
+    """How many rows there must be room for where ``k`` are asked for, 1 or more."""
+    k = max(1, min(k, postings.n))
+    if k <= _LARGE or not len(postings.terms):
+        return min(k, _LARGE)
+    places, known = postings.find(columns)  # no query finds more rows than its terms have postings
     reached = np.zeros(len(columns) + 1, np.int64)
     blocks, starts = postings.term_blocks, postings.block_start
-    if len(postings.terms):
-        np.cumsum(np.where(known, starts[blocks[places + 1]] - starts[blocks[places]], 0), out=reached[1:])
-    return int(np.diff(reached[offsets]).max(initial=0))
+    np.cumsum(np.where(known, starts[blocks[places + 1]] - starts[blocks[places]], 0), out=reached[1:])
+    return max(_LARGE, min(k, int(np.diff(reached[offsets]).max(initial=0))))
 
 
 def ascending(queries: Any) -> Any:

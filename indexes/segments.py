@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
 from itertools import pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,12 @@ class Statistics:
 
     def weigh(self, queries: Any) -> Vectors:
         """Query term frequencies times the inverse document frequency of the live collection, as csr_matrix."""
-        columns = queries.indices.astype(np.int64, copy=False)
-        idf = self._idf(columns) if len(columns) > _SHORT else self._known_idf(columns.tolist())
         weighted = shallow(queries)
-        weighted.data = (queries.data * idf).astype(np.float32)
+        if len(queries.indices) <= _SHORT:
+            idf = self._known_idf(queries.indices.tolist())
+            weighted.data = np.array(list(map(mul, queries.data.tolist(), idf)), np.float32)
+        else:
+            weighted.data = (queries.data * self._idf(queries.indices.astype(np.int64, copy=False))).astype(np.float32)
         return weighted
 
     def _idf(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -204,7 +207,7 @@ class Statistics:
             frequencies += segment.document_frequencies(columns)
         return self._bm25.idf(frequencies, self.documents)
 
-    def _known_idf(self, columns: list[int]) -> NDArray[np.float64]:
+    def _known_idf(self, columns: list[int]) -> list[float]:
         """The same for a few terms. Those of questions come again, and looking one up takes as long as a small search."""
         known = self._remembered
         missing = [column for column in columns if column not in known]
@@ -213,7 +216,7 @@ class Statistics:
                 known = self._remembered = {}
                 missing = columns
             known.update(zip(missing, self._idf(np.array(missing, np.int64)).tolist(), strict=True))
-        return np.array([known[column] for column in columns], np.float64)
+        return [known[column] for column in columns]
 
 
 def write_segment(

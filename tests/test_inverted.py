@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from retrievers.errors import IndexDamagedError, QueryError, SpecError, VectorError
 from retrievers.indexes import bitmaps
@@ -498,3 +498,38 @@ def test_bad_input_is_refused() -> None:
         InvertedIndex.build(vectors, Spec("inverted", {"bits": 4}))
     with pytest.raises(SpecError, match="without parameters"):
         LexicalIndex.build(vectors, BITS8)
+
+
+@pytest.mark.parametrize("kind", ["impacts", "scaled impacts", "frequencies"])
+def test_queries_may_be_laid_out_in_any_way(kind: str) -> None:
+    rng = np.random.default_rng(4)
+    matrix = csr_matrix(rng.integers(0, 4, (60, 30)).astype(np.float32))
+    lexical = kind == "frequencies"
+    spec = Spec("inverted", {"bits": 8} if kind == "scaled impacts" else {})
+    index: Any = (LexicalIndex if lexical else InvertedIndex).build(matrix, spec)
+    options = {"norms": np.ones(60, np.float32)} if lexical else {}
+    columns, weights = np.array([2, 5, 17, 29]), np.array([1.5, 0.0, 2.0, 0.25], np.float32)
+    plain = csr_matrix((weights, columns, [0, 4]), (1, 30))
+
+    def answer(queries: Any) -> list[tuple[list[int], list[float]]]:
+        found = index.search(queries, 7, **options)
+        return [(rows.tolist(), scores.tolist()) for rows, scores in zip(found.rows, found.scores, strict=True)]
+
+    wanted = answer(plain)
+    assert len(wanted[0][0]) == 7
+    turned = csr_matrix((weights[::-1].copy(), columns[::-1].copy(), [0, 4]), (1, 30))
+    halves = csr_matrix((np.repeat(weights / 2, 2), np.repeat(columns, 2), [0, 8]), (1, 30))
+    strided = plain.copy()
+    strided.data, strided.indices = np.repeat(weights, 2)[::2], np.repeat(columns.astype(np.int32), 3)[::3]
+    wide = plain.copy()
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    believed = turned.copy()
+    believed.has_canonical_format = True  # what is said of a matrix before its columns are set
+    for queries in (turned, halves, strided, wide, believed):
+        assert answer(queries) == wanted
+        assert answer(vstack([plain, queries, plain])) == wanted * 3
+        limited = index.search_within(queries, 7, **options)[0]
+        assert [(limited.rows[0].tolist(), limited.scores[0].tolist())] == wanted
+        terms, parts = index.explain(queries, wanted[0][0][0], **options)
+        assert np.all(np.diff(terms) > 0)
+        assert np.cumsum(parts, dtype=np.float32)[-1] == np.float32(wanted[0][1][0])

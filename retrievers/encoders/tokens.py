@@ -90,12 +90,13 @@ def fold(text: str) -> str:
 
 def cut(folded: str) -> list[str]:
     """The words of a text that is folded already; for ASCII the same as :func:`words`, by the general way."""
+    # concurrent=False: for each match the package would give Python's lock away, and wait for it.
     if not _MAY_BE_UNSPACED.search(folded):
-        found: list[str] = _SPACED_WORD.findall(folded)
+        found: list[str] = _SPACED_WORD.findall(folded, concurrent=False)
         return found
     marked = _MARK.search(folded) is not None
     parts: list[str] = []
-    for part in _WORD_OR_RUN.findall(folded):
+    for part in _WORD_OR_RUN.findall(folded, concurrent=False):
         if _RUN_START.match(part):
             parts.extend(_pairs(_CHARACTER.findall(part) if marked else part))
         else:
