@@ -4,9 +4,9 @@ The passages that debian_passages.py makes are expanded by the 2-layer SPLADE mo
 tokens of each (some 150 terms; a whole day of one core, minutes on a GPU: what is encoded already, in --vectors, is not
 again). The questions of devops-stackexchange, python-functions and tldr are expanded by the same model, and looked up
 without it (the weight of a token is its inverse document frequency). Recall is of the exact best ten by float32 scores (a row
-whose score equals that of the tenth counts). CPU time of one thread a query, contenders in turns of fifty queries. ``inverted`` is asked
-exactly, and for all but a share of the score, or for so many milliseconds (``Retriever.search_within``). Seismic is asked
-with every setting of a grid; a row shows the quickest setting that reaches the recall.
+whose score equals that of the tenth counts). CPU time of one thread a query, contenders in turns of fifty queries.
+``inverted`` is asked exactly, and for all but a share of the score, or for so many milliseconds (``Retriever.search_within``).
+Seismic is asked with every setting of a grid; a row shows the quickest setting that reaches the recall.
 
 Run: pip install pyseismic-lsr; RETRIEVERS_SHARED=... python benchmarks/debian_passages.py FOLDER
      RETRIEVERS_SHARED=... python benchmarks/learned_sparse_speed.py FOLDER [--vectors FOLDER] [--seismic FILE]

@@ -3,10 +3,10 @@
 The collection is wiki (178,755 introductions), or --corpus FOLDER, for which debian_passages.py makes 650,000 passages; that
 is asked the test questions of devops-stackexchange, python-functions and tldr. All engines get the same tokens; query time
 is measured from token ids (bm25s), a string of tokens (tantivy) and query vectors (ours) to the rows and scores of the best
-10, and for ours also from the text to hits with their documents. One thread each, in turns of fifty queries. Scores equal those of
-bm25s; tantivy and Lucene keep document lengths in a byte, and so rank a little differently: how many of their ten are ours is
-printed. Lucene runs in a process of its own, out of an environment that is made for it (lucene.py): its time is the mean CPU time
-of a question, from what each more costs where all are asked ten times and once.
+10, and for ours also from the text to hits with their documents. One thread each, in turns of fifty queries. Scores equal
+those of bm25s; tantivy and Lucene keep document lengths in a byte, and so rank a little differently: how many of their ten
+are ours is printed. Lucene runs in a process of its own, out of an environment that is made for it (lucene.py): its time is
+the mean CPU time of a question, from what each more costs where all are asked ten times and once.
 
 Run: pip install tantivy; RETRIEVERS_SHARED=... python benchmarks/lexical_speed.py [--corpus FOLDER] [--lucene ENVIRONMENT]
 """

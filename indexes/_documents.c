@@ -11,6 +11,7 @@
 enum { ID, TITLE, METADATA, PLACE, TEXT, STORED }; /* as they are stored, after the ordinal and their lengths */
 
 enum { HEAD = (1 + STORED) * 8 }; /* bytes */
+enum { FIELDS = 4 };              /* of a document for those who search */
 enum { AHEAD = 8 };               /* cache lines of a document that are asked for before it is read */
 
 /* As they are given to Python: bit i of what is asked for. */
@@ -153,6 +154,68 @@ PyObject *documents_read(PyObject *module, PyObject *arguments) {
     PyBuffer_Release(&bytes);
     PyBuffer_Release(&starts);
     return read;
+}
+
+/* Set the attributes of a new document, which is frozen for everybody else. Returns 0, or -1 with an exception set. */
+static int fill_document(PyObject *document, const Record *record, int64_t row, PyObject *number, PyObject *parse,
+                         PyObject *const *names) {
+    static const int parts[] = {GIVE_ID, GIVE_TEXT, GIVE_TITLE, GIVE_METADATA};
+    for (int i = 0; i < FIELDS; i++) {
+        PyObject *value;
+        if (parts[i] == GIVE_METADATA && record->lengths[METADATA] == 0)
+            value = PyDict_New();
+        else
+            value = give(record, parts[i], row);
+        if (value != NULL && parts[i] == GIVE_METADATA && record->lengths[METADATA] > 0) {
+            PyObject *packed = value;
+            value = PyObject_CallFunctionObjArgs(parse, number, packed, NULL);
+            Py_DECREF(packed);
+        }
+        if (value == NULL)
+            return -1;
+        const int status = PyObject_GenericSetAttr(document, names[i], value);
+        Py_DECREF(value);
+        if (status < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* documents_made(records, starts, rows, kind, parse) -> the document of each row, by row */
+PyObject *documents_made(PyObject *module, PyObject *arguments) {
+    (void)module;
+    static const char *const named[FIELDS] = {"id", "text", "title", "metadata"};
+    Py_buffer bytes, starts;
+    PyObject *list, *kind, *parse, *made = NULL, *names[FIELDS] = {NULL};
+    if (!PyArg_ParseTuple(arguments, "y*y*O!O!O", &bytes, &starts, &PyList_Type, &list, &PyType_Type, &kind, &parse))
+        return NULL;
+    Records records;
+    const Py_ssize_t count = PyList_Size(list);
+    int64_t *rows = take_buffers(&bytes, &starts, &records) ? take_rows(&records, list, count) : NULL;
+    int failed = rows == NULL;
+    for (int i = 0; i < FIELDS && !failed; i++)
+        failed = (names[i] = PyUnicode_InternFromString(named[i])) == NULL;
+    if (!failed)
+        failed = (made = PyDict_New()) == NULL;
+    for (Py_ssize_t i = 0; i < count && !failed; i++) {
+        Record record;
+        PyObject *number = PyLong_FromLongLong(rows[i]);
+        PyObject *document = number == NULL || !record_at(&records, rows[i], &record) ? NULL : PyType_GenericAlloc((PyTypeObject *)kind, 0);
+        failed = document == NULL || fill_document(document, &record, rows[i], number, parse, names) < 0 ||
+                 PyDict_SetItem(made, number, document) < 0;
+        Py_XDECREF(document);
+        Py_XDECREF(number);
+    }
+    if (failed) {
+        Py_XDECREF(made);
+        made = NULL;
+    }
+    for (int i = 0; i < FIELDS; i++)
+        Py_XDECREF(names[i]);
+    free(rows);
+    PyBuffer_Release(&bytes);
+    PyBuffer_Release(&starts);
+    return made;
 }
 
 /* The sign of the order of two ids: by their bytes, which is by code points. */

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -49,6 +49,28 @@ def documents_read(
             raise _no_document(row) from None
         read.append(tuple(found[part] for part in Part if part & parts))
     return read
+
+
+def documents_made(
+    records: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    rows: list[int],
+    kind: type[Any],
+    parse: Callable[[int, str], Any],
+) -> dict[int, Any]:
+    """Some documents as objects of ``kind``, by row: ``id``, ``text``, ``title`` and ``metadata`` are set past its own methods.
+
+    The metadata are what ``parse`` makes of the row and the stored text, or an empty dict where nothing is stored. Raises
+    what :func:`documents_read` and ``parse`` raise.
+    """
+    made: dict[int, Any] = {}
+    read = documents_read(records, starts, rows, Part.ID | Part.TEXT | Part.TITLE | Part.METADATA)
+    for row, (id_, text, title, metadata) in zip(rows, read, strict=True):
+        made[row] = object.__new__(kind)
+        values = {"id": id_, "text": text, "title": title, "metadata": parse(row, metadata) if metadata else {}}
+        for name, value in values.items():
+            object.__setattr__(made[row], name, value)
+    return made
 
 
 def documents_find(records: NDArray[np.uint8], starts: NDArray[np.int64], ids: Sequence[str]) -> list[int]:

@@ -8,6 +8,7 @@ static PyMethodDef methods[] = {
     {"dense_scan", dense_scan, METH_VARARGS, "The best of all rows, or of those in a bitmap, of every query."},
     {"dense_scores", dense_scores, METH_VARARGS, "Inner products in float64."},
     {"documents_find", documents_find, METH_VARARGS, "The rows of ids of stored documents."},
+    {"documents_made", documents_made, METH_VARARGS, "Stored documents as objects."},
     {"documents_read", documents_read, METH_VARARGS, "Parts of stored documents."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},

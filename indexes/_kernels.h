@@ -49,6 +49,7 @@ PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *dense_scan(PyObject *module, PyObject *arguments);
 PyObject *dense_scores(PyObject *module, PyObject *arguments);
 PyObject *documents_find(PyObject *module, PyObject *arguments);
+PyObject *documents_made(PyObject *module, PyObject *arguments);
 PyObject *documents_read(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);

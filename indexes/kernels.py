@@ -73,6 +73,9 @@ dense_scan: Callable[..., int] = _dense.dense_scan
 documents_read: Callable[..., list[tuple[Any, ...]]] = _documents.documents_read
 """Parts of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_read`."""
 
+documents_made: Callable[..., dict[int, Any]] = _documents.documents_made
+"""Stored documents as objects; see :func:`retrievers.indexes._documents_numpy.documents_made`."""
+
 documents_find: Callable[..., list[int]] = _documents.documents_find
 """The rows of ids of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_find`."""
 

@@ -24,7 +24,7 @@ from retrievers.columns import Column, build_columns
 from retrievers.documents import Document, stored_document
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes.arrays import GrowingArray, are_offsets, load_array, load_meta
-from retrievers.indexes.kernels import HEAD, Part, documents_find, documents_read
+from retrievers.indexes.kernels import HEAD, Part, documents_find, documents_made, documents_read
 
 if TYPE_CHECKING:
     from retrievers.indexes.sqlite_store import SqliteStore
@@ -122,10 +122,12 @@ class DocumentStore:
 
     def documents(self, rows: Sequence[int]) -> dict[int, Document]:
         """The documents of these rows, by row."""
-        return {
-            row: stored_document(id_, text, title, self._metadata(row, metadata) if metadata else {})
-            for row, (id_, text, title, metadata) in zip(rows, self._read(rows, _WHOLE), strict=True)
-        }
+        try:
+            return documents_made(self._records, self._starts, list(rows), Document, self._metadata)
+        except IndexDamagedError:
+            raise
+        except ValueError as error:
+            raise self._damaged("records.npy", str(error)) from error
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """The document ids of these rows, by row."""

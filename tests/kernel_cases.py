@@ -482,7 +482,14 @@ def documents_case(seed: int) -> dict[str, Any]:
 
     n = int(rng.choice([0, 1, 2, 3, 10, 100]))
     ids = sorted({text(6) for _ in range(n)})
-    entries = [Entry(int(rng.integers(1 << 40)), text(9), Document(id_, text(30), text(3))) for id_ in ids]
+    entries = [
+        Entry(
+            int(rng.integers(1 << 40)),
+            text(9),
+            Document(id_, text(30), text(3), {"n": len(id_)} if len(id_) % 2 else {}),
+        )
+        for id_ in ids
+    ]
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), entries)
         records, starts = (np.load(Path(folder, FOLDER, f"{name}.npy")) for name in ("records", "starts"))
@@ -502,8 +509,8 @@ def damaged_documents_case(seed: int) -> dict[str, Any]:
     return case
 
 
-def run_documents(module: Any, case: dict[str, Any]) -> tuple[Any, Any]:
-    """What was read, and the rows of the ids; or what each was refused for."""
+def run_documents(module: Any, case: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What was read, the rows of the ids, and the documents as objects; or what each was refused for."""
 
     def told(function: Any, *arguments: Any) -> Any:
         try:
@@ -511,7 +518,8 @@ def run_documents(module: Any, case: dict[str, Any]) -> tuple[Any, Any]:
         except ValueError as error:
             return str(error)
 
-    return told(module.documents_read, case["rows"], case["parts"]), told(module.documents_find, case["ids"])
+    made = told(module.documents_made, case["rows"], Document, lambda row, packed: {str(row): packed})
+    return told(module.documents_read, case["rows"], case["parts"]), told(module.documents_find, case["ids"]), made
 
 
 def run_everything(module: Any, seeds: range) -> None:
