@@ -1,18 +1,19 @@
 /* Stored documents as Python's own strings, and the rows of ids. retrievers/indexes/store.py has the format, and
  * _documents_numpy.py says what the arguments mean.
  *
- * Python's lock is kept: some ten documents take a microsecond or two, and to hand the lock over takes longer. */
+ * Python's lock is kept while a few documents are read: they take some microseconds, and to hand the lock over takes longer. */
 
 #include "_kernels.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { ID, TITLE, METADATA, PLACE, TEXT, STORED }; /* as they are stored, after the ordinal and their lengths */
+enum { ID, TITLE, METADATA, PLACE, TEXT, STORED }; /* as they are stored, after the ordinal and the lengths of all but the text */
 
-enum { HEAD = (1 + STORED) * 8 }; /* bytes */
+enum { HEAD = 8 + TEXT * 4 };     /* bytes */
 enum { FIELDS = 4 };              /* of a document for those who search */
 enum { AHEAD = 8 };               /* cache lines of a document that are asked for before it is read */
+enum { MANY = 64, PAGE = 4096 };  /* more rows are brought into memory first, others may go on meanwhile */
 
 /* As they are given to Python: bit i of what is asked for. */
 enum { GIVE_ID, GIVE_TEXT, GIVE_TITLE, GIVE_METADATA, GIVE_ORDINAL, GIVE_PLACE, GIVEN };
@@ -47,15 +48,17 @@ static int record_at(const Records *records, int64_t row, Record *record) {
         int64_t left = end - start - HEAD;
         const char *part = (const char *)head + HEAD;
         record->ordinal = number_at(head);
-        for (int i = 0; i < STORED && sound; i++) {
-            const int64_t length = number_at(head + 8 * (i + 1));
-            sound = length >= 0 && length <= left;
+        for (int i = 0; i < TEXT && sound; i++) {
+            uint32_t length;
+            memcpy(&length, head + 8 + 4 * i, 4);
+            sound = length <= left;
             if (sound) {
                 record->parts[i] = part, record->lengths[i] = length;
                 part += length, left -= length;
             }
         }
-        sound = sound && left == 0;
+        record->parts[TEXT] = part, record->lengths[TEXT] = left;
+        sound = sound && record->lengths[ID] > 0; /* no id is empty, and a page of zeros is no document */
     }
     if (!sound)
         PyErr_Format(PyExc_ValueError, "holds no document in row %lld", (long long)row);
@@ -103,6 +106,17 @@ static PyObject *read_row(const Records *records, int64_t row, int parts) {
     return read;
 }
 
+/* Read a byte of each page of these rows: what is not in memory yet comes from the disk. */
+static void touch(const Records *records, const int64_t *rows, Py_ssize_t count) {
+    uint8_t all = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const int64_t start = number_at(records->starts + 8 * rows[i]), end = number_at(records->starts + 8 * rows[i] + 8);
+        for (int64_t at = start; start >= 0 && at < end && end <= records->size; at += PAGE)
+            all |= records->bytes[at];
+    }
+    *(volatile uint8_t *)&all = all;
+}
+
 /* The rows of a list, or NULL with an exception set. Asks the memory for what is read of each, all at once: they lie far
  * apart, and one after the other they would be waited for. */
 static int64_t *take_rows(const Records *records, PyObject *list, Py_ssize_t count) {
@@ -121,6 +135,12 @@ static int64_t *take_rows(const Records *records, PyObject *list, Py_ssize_t cou
             return NULL;
         }
         PREFETCH(records->starts + 8 * rows[i]);
+    }
+    if (count > MANY) {
+        Py_BEGIN_ALLOW_THREADS
+        touch(records, rows, count);
+        Py_END_ALLOW_THREADS
+        return rows;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         const int64_t start = number_at(records->starts + 8 * rows[i]);

@@ -22,8 +22,8 @@ class Part(IntFlag):
     PLACE = 32
 
 
-HEAD = struct.Struct("<6q")
-"""The head of a document: its ordinal, and the bytes of its id, title, metadata, place and text, which follow."""
+HEAD = struct.Struct("<q4I")
+"""The head of a document: its ordinal, and the bytes of its id, title, metadata and place, which follow; then comes the text."""
 
 _STORED = (Part.ID, Part.TITLE, Part.METADATA, Part.PLACE, Part.TEXT)
 
@@ -107,11 +107,11 @@ def _record(records: NDArray[np.uint8], starts: NDArray[np.int64], row: int) -> 
     if not 0 <= start <= end - HEAD.size <= len(records) - HEAD.size:
         raise _no_document(row)
     ordinal, *lengths = HEAD.unpack(records[start : start + HEAD.size].tobytes())
-    if min(lengths) < 0 or sum(lengths) != end - start - HEAD.size:
+    start += HEAD.size
+    if sum(lengths) > end - start or lengths[0] == 0:  # no id is empty, and a page of zeros is no document
         raise _no_document(row)
     parts: dict[Part, bytes] = {}
-    start += HEAD.size
-    for part, length in zip(_STORED, lengths, strict=True):
+    for part, length in zip(_STORED, [*lengths, end - start - sum(lengths)], strict=True):
         parts[part] = records[start : start + length].tobytes()
         start += length
     return ordinal, parts

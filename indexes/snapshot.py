@@ -183,10 +183,11 @@ class Snapshot:
 
     def documents(self, rankings: Sequence[Ranking]) -> dict[int, Document]:
         """The documents of rankings, by place, each read once."""
-        if len(rankings) == 1 and len(self.segments) == 1:
-            return self.segments[0].store.documents(rankings[0].places)
         # Not np.unique: its first call imports numpy.ma, which takes longer than most searches.
-        places = sorted({place for ranking in rankings for place in ranking.places})
+        alone = len(rankings) == 1
+        places = rankings[0].places if alone else sorted({place for ranking in rankings for place in ranking.places})
+        if len(self.segments) == 1:
+            return self.segments[0].store.documents(places)
         return self._gather(np.array(places, np.int64), lambda store, rows: store.documents(rows))
 
     def _gather(self, places: NDArray[np.int64], read: Callable[[Store, Sequence[int]], dict[int, T]]) -> dict[int, T]:

@@ -1,9 +1,9 @@
 """Texts, ids and metadata of a segment: written once, then mapped into memory and only read.
 
 ``documents/records.npy`` holds the documents as bytes, one after the other, in the order of the segment's rows, which
-is that of their ids; ``documents/starts.npy`` where each begins, and where the last ends. A document is six
-little-endian int64 (its number in the input it came with, and the bytes of the five parts), then its id, title,
-metadata (JSON; nothing where there are none), place and text in UTF-8.
+is that of their ids; ``documents/starts.npy`` where each begins, and where the last ends. A document is its number in the
+input it came with (int64), the bytes of the four parts that follow (uint32 each, all little-endian): its id, title,
+metadata (JSON; nothing where there are none) and place; and its text, to the end; all in UTF-8.
 
 ``documents/columns.npy`` holds the metadata once more, field by field, as filters want them (:mod:`retrievers.columns`);
 ``documents/fields.json`` says where in it the values of each field begin, where its codes do, and where they end.
@@ -22,7 +22,7 @@ import numpy as np
 
 from retrievers.columns import Column, build_columns
 from retrievers.documents import Document, stored_document
-from retrievers.errors import IndexDamagedError
+from retrievers.errors import DocumentError, IndexDamagedError
 from retrievers.indexes.arrays import GrowingArray, are_offsets, load_array, load_meta
 from retrievers.indexes.kernels import HEAD, Part, documents_find, documents_made, documents_read
 
@@ -37,6 +37,7 @@ _WHOLE = Part.ID | Part.TEXT | Part.TITLE | Part.METADATA
 _ORIGIN = Part.ORDINAL | Part.PLACE
 _TOGETHER = 200  # rows that are read at once where all are walked: a merge reads many segments side by side
 _CHUNK = 1 << 18  # bytes
+_LONGEST = (1 << 32) - 1
 
 
 class Entry(NamedTuple):
@@ -67,7 +68,12 @@ def write_store(folder: Path, entries: Iterable[Entry]) -> None:
             metadata.append(document.metadata)
             packed = json.dumps(document.metadata, ensure_ascii=False) if document.metadata else ""
             parts = [part.encode() for part in (document.id, document.title, packed, place, document.text)]
-            pieces += [HEAD.pack(ordinal, *map(len, parts)), *parts]
+            lengths = [len(part) for part in parts[:-1]]
+            if max(lengths) > _LONGEST:
+                raise DocumentError(
+                    f"{place}: an id, a title and metadata may take up to 4 GiB each, and one takes {max(lengths)} bytes"
+                )
+            pieces += [HEAD.pack(ordinal, *lengths), *parts]
             size = HEAD.size + sum(map(len, parts))
             starts.append(starts[-1] + size)
             held += size

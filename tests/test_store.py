@@ -15,14 +15,13 @@ import pytest
 
 from retrievers import Document
 from retrievers.columns import Column
-from retrievers.errors import IndexDamagedError
+from retrievers.errors import DocumentError, IndexDamagedError
 from retrievers.indexes.sqlite_store import SqliteStore
 from retrievers.indexes.store import FOLDER, DocumentStore, Entry, Known, Store, open_store, write_store
 
 SIZE = 3000
 FORMER = Path(__file__).parent / "data" / "format-1" / "lexical" / "segments" / "000001-0" / "documents.sqlite"
 ODD = [
-    Document("", ""),  # no document of an index has this id, and a store does not mind
     Document("\t'\"", "x" * 1_000_000, metadata={"deep": [{"a": [1, 2.5, True]}], "": "", "漢": "字"}),
     Document(" ", "a\0b", title="\n", metadata={"n": None}),
     Document("Z" * 1000, "one"),
@@ -146,10 +145,10 @@ def test_whatever_goes_in_comes_back(tmp_path: Path) -> None:
     store = DocumentStore(tmp_path, len(ODD))
     assert [entry for _, entry in store.entries()] == entries
     assert [id for _, id in store.all_ids()] == [document.id for document in ODD]
-    assert store.documents([9, 0, 2]) == {row: ODD[row] for row in (9, 0, 2)}
+    assert store.documents([8, 0, 2]) == {row: ODD[row] for row in (8, 0, 2)}
     wanted = [document.id for document in reversed(ODD)]
-    known = store.find([*wanted, "b", "\ud800", "a\0\0", "\U0010ffff"])
-    assert known == {id: Known(9 - at, 10 - at, f"place {10 - at} 漢") for at, id in enumerate(wanted)}
+    known = store.find([*wanted, "", "b", "\ud800", "a\0\0", "\U0010ffff"])
+    assert known == {id: Known(8 - at, 9 - at, f"place {9 - at} 漢") for at, id in enumerate(wanted)}
     assert store.fields() == ["", "deep", "n", "漢"]
 
 
@@ -186,12 +185,20 @@ def test_random_damage_is_refused_or_harmless(folder: Path, tmp_path: Path, seed
         read_all(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [1 << 62, -1, -(1 << 63), (1 << 63) - 1])
-@pytest.mark.parametrize("at", range(1, 6))
+def test_a_part_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrievers.indexes.store._LONGEST", 10)
+    write_store(tmp_path, [Entry(1, "line 1", Document("a", "a text of any length", title="0123456789"))])
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DocumentError, match=r"line 1: an id, a title and metadata may take .*, and one takes 11"):
+        write_store(tmp_path / "two", [Entry(1, "line 1", Document("a", "b", title="0123456789a"))])
+
+
+@pytest.mark.parametrize("wrong", [(1 << 32) - 1, 1 << 31, 300])
+@pytest.mark.parametrize("at", range(4))
 def test_a_length_that_is_none_is_refused(folder: Path, tmp_path: Path, at: int, wrong: int) -> None:
     shutil.copytree(folder / FOLDER, tmp_path / FOLDER)
     records = np.load(tmp_path / FOLDER / "records.npy")
-    records[8 * at : 8 * at + 8] = np.frombuffer(wrong.to_bytes(8, "little", signed=True), np.uint8)
+    records[8 + 4 * at : 12 + 4 * at] = np.frombuffer(wrong.to_bytes(4, "little"), np.uint8)
     np.save(tmp_path / FOLDER / "records.npy", records)
     store = DocumentStore(tmp_path, SIZE)
     with pytest.raises(
