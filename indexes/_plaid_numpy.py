@@ -30,7 +30,8 @@ def plaid_decode(
     spans = [np.arange(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
     at = np.concatenate([np.empty(0, np.int64), *spans])
     shifts = bits * np.arange(8 // bits, dtype=np.uint8)
-    numbers = (residuals[at][:, :, None] >> shifts & (2**bits - 1)).reshape(len(at), -1)[:, :dimension]
+    width = residuals.shape[1] * len(shifts)  # not -1, which means nothing where there are no tokens
+    numbers = (residuals[at][:, :, None] >> shifts & (2**bits - 1)).reshape(len(at), width)[:, :dimension]
     chosen = centroids[codes[at] & (len(centroids) - 1), :dimension]
     wide = (chosen.astype(np.uint32) << 16).view(np.float32)
     scaled = tables[0, steps[at, 0], None] * levels[numbers]
