@@ -28,7 +28,7 @@ enum {
 };
 
 struct Coarse {
-    int64_t term_count, block_count, posting_count, ranges, dense_terms;
+    int64_t ranges, dense_terms;
     uint8_t *codes;   /* [postings] */
     int32_t *ends;    /* [blocks, PARTS]: where the postings of each part end, from the block's start */
     uint8_t *highest; /* [blocks, PARTS]: the highest code */
@@ -59,8 +59,6 @@ Coarse *coarse_new(const Index *index) {
     if (coarse == NULL)
         return NULL;
     const size_t terms = (size_t)index->term_count, blocks = (size_t)index->block_count;
-    coarse->term_count = index->term_count, coarse->block_count = index->block_count;
-    coarse->posting_count = index->posting_count;
     coarse->ranges = (index->n + RANGE - 1) / RANGE;
     coarse->codes = calloc((size_t)index->posting_count + 1, 1);
     coarse->ends = calloc(blocks * PARTS + 1, sizeof *coarse->ends);

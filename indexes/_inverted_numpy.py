@@ -75,9 +75,7 @@ def inverted_prepare(
     fit = len(block_start) == len(block_range) + 1 and len(payload) == len(ids) and len(terms) == len(term_blocks) - 1
     if not fit or (norms is not None and len(norms) != n) or (scales is not None and len(scales) != len(terms)):
         raise ValueError("the sizes of the buffers do not fit together")
-    return Prepared(
-        kind, n, ids, payload, term_blocks, block_start, block_range, terms, scales, block_max, norms
-    )  # fmt: skip
+    return Prepared(kind, n, ids, payload, term_blocks, block_start, block_range, terms, scales, block_max, norms)
 
 
 def inverted_search(

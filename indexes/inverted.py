@@ -54,10 +54,13 @@ class InvertedIndex:
         starts = postings.block_start[:-1]
         self._block_max = np.maximum.reduceat(postings.payload, starts) if len(starts) else postings.payload[:0]
 
+    @property
+    def _kind(self) -> Payload:
+        return Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
+
     @cached_property
     def _prepared(self) -> Any:
-        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
-        return self._postings.prepare(kind, scales=self._scales, block_max=self._block_max)
+        return self._postings.prepare(self._kind, scales=self._scales, block_max=self._block_max)
 
     @cached_property
     def _sliced(self) -> Any:
@@ -170,9 +173,7 @@ class InvertedIndex:
         if self._scales is not None:
             weights = weights * self._scales[places]
         at, shared = _common(self._postings, places, row, self.size)
-        kind = Payload.IMPACTS_16 if self._scales is None else Payload.IMPACTS_8
-        payload = self._postings.payload[at]
-        parts = contributions(kind, payload, weights[shared], None)
+        parts = contributions(self._kind, self._postings.payload[at], weights[shared], None)
         return self._postings.terms[places[shared]], parts
 
 

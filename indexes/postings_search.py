@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retrievers.errors import QueryError
 from retrievers.indexes import kernels
+from retrievers.indexes.arrays import rises
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.postings import Postings
 from retrievers.indexes.protocol import Found
@@ -55,9 +56,8 @@ def search_postings(postings: Postings, prepared: Any, queries: Any, k: int, mas
         ends = [(at, at + size) for at, size in zip(range(0, batch * k, k), counts.tolist(), strict=True)]
         return [(rows[at:end].copy(), scores[at:end].copy()) for at, end in ends]
 
-    alone = len(offsets) == 2
     found = []
-    for some in [answer(slice(0, 1))] if alone else shared(answer, pieces(len(offsets) - 1, _BATCH // k, _SHARE)):
+    for some in shared(answer, pieces(len(offsets) - 1, _BATCH // k, _SHARE)):
         if some is None:
             return search_postings(postings, prepared, ascending(queries), k, mask)
         found += some
@@ -76,7 +76,7 @@ def search_postings_within(
     """The same for one query (csr_matrix of one row), within limits: the least score, the share given up, and seconds."""
     if k < 1:
         raise QueryError(f"k={k}: ask for 1 hit or more")
-    if np.any(query.indices[1:] <= query.indices[:-1]):
+    if not rises(query.indices):
         query = ascending(query)
     columns, weights, offsets = _buffers(query)
     k = _most_found(postings, k, columns, offsets)

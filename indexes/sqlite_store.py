@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from retrievers.columns import Column
-from retrievers.documents import Document, stored_document
+from retrievers.documents import Document
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes.arrays import refuse_open_files
 from retrievers.indexes.store import Entry, Known
@@ -145,7 +145,7 @@ class SqliteStore:
         except (ValueError, TypeError, RecursionError):
             found = None
         if type(id_) is type(text) is type(title) is str and type(found) is dict:
-            return stored_document(id_, text, title, found)
+            return Document(id_, text, title, found)
         raise self._damaged(f"holds no document in row {row}")
 
     def _known(self, row: Any, ordinal: Any, place: Any) -> Known:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from retrievers.columns import Column, build_columns
-from retrievers.documents import Document, stored_document
+from retrievers.documents import Document
 from retrievers.errors import DocumentError, IndexDamagedError
 from retrievers.indexes.arrays import GrowingArray, are_offsets, load_array, load_meta
 from retrievers.indexes.kernels import HEAD, Part, documents_find, documents_made, documents_read
@@ -33,7 +33,6 @@ Store: TypeAlias = "DocumentStore | SqliteStore"
 
 FOLDER = "documents"
 
-_WHOLE = Part.ID | Part.TEXT | Part.TITLE | Part.METADATA
 _ORIGIN = Part.ORDINAL | Part.PLACE
 _TOGETHER = 200  # rows that are read at once where all are walked: a merge reads many segments side by side
 _CHUNK = 1 << 18  # bytes
@@ -128,12 +127,8 @@ class DocumentStore:
 
     def documents(self, rows: Sequence[int]) -> dict[int, Document]:
         """The documents of these rows, by row."""
-        try:
-            return documents_made(self._records, self._starts, list(rows), Document, self._metadata)
-        except IndexDamagedError:
-            raise
-        except ValueError as error:
-            raise self._damaged("records.npy", str(error)) from error
+        made: dict[int, Document] = self._ask(documents_made, list(rows), Document, self._metadata)
+        return made
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """The document ids of these rows, by row."""
@@ -141,24 +136,22 @@ class DocumentStore:
 
     def find(self, ids: Sequence[str]) -> dict[str, Known]:
         """Row and origin of each of these ids that is here, deleted or not."""
-        try:
-            rows = documents_find(self._records, self._starts, list(ids))
-        except ValueError as error:
-            raise self._damaged("records.npy", str(error)) from error
+        rows = self._ask(documents_find, list(ids))
         found = {id_: row for id_, row in zip(ids, rows, strict=True) if row >= 0}
         origins = self._read(list(found.values()), _ORIGIN)
         return {id_: Known(row, *origin) for (id_, row), origin in zip(found.items(), origins, strict=True)}
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """All rows with their documents, in order, without holding them all."""
-        for row, (id_, text, title, metadata, ordinal, place) in self._all(_WHOLE | _ORIGIN):
-            document = stored_document(id_, text, title, self._metadata(row, metadata) if metadata else {})
-            yield row, Entry(ordinal, place, document)
+        for rows in self._all():
+            documents = self.documents(rows)
+            for row, (ordinal, place) in zip(rows, self._read(rows, _ORIGIN), strict=True):
+                yield row, Entry(ordinal, place, documents[row])
 
     def all_ids(self) -> Iterator[tuple[int, str]]:
         """All rows with their ids, in order, without holding them all."""
-        for row, (id_,) in self._all(Part.ID):
-            yield row, id_
+        for rows in self._all():
+            yield from self.ids(rows).items()
 
     def column(self, field: str) -> Column | None:
         """The values of a metadata field; None where no document of the segment has it."""
@@ -177,15 +170,20 @@ class DocumentStore:
         """The metadata fields of the segment's documents, sorted."""
         return sorted(self._fields)
 
-    def _all(self, parts: Part) -> Iterator[tuple[int, Any]]:
-        for start in range(0, self._size, _TOGETHER):
-            rows = range(start, min(start + _TOGETHER, self._size))
-            yield from zip(rows, self._read(rows, parts), strict=True)
+    def _all(self) -> Iterator[range]:
+        return (range(start, min(start + _TOGETHER, self._size)) for start in range(0, self._size, _TOGETHER))
 
-    def _read(self, rows: Sequence[int], parts: Part) -> list[Any]:
+    def _read(self, rows: Sequence[int], parts: Part) -> list[tuple[Any, ...]]:
         """These parts of these rows, a tuple each, in the order of :class:`Part`."""
+        read: list[tuple[Any, ...]] = self._ask(documents_read, list(rows), parts)
+        return read
+
+    def _ask(self, kernel: Callable[..., Any], *arguments: Any) -> Any:
+        """What a kernel makes of the records."""
         try:
-            return documents_read(self._records, self._starts, list(rows), parts)
+            return kernel(self._records, self._starts, *arguments)
+        except IndexDamagedError:  # of the metadata, which says so itself
+            raise
         except ValueError as error:
             raise self._damaged("records.npy", str(error)) from error
 

@@ -44,21 +44,8 @@ class Hit:
 
 
 # A frozen dataclass sets each field through object.__setattr__; the descriptors of its slots do it at half the cost, and
-# batches of queries bring thousands of documents and hits.
-_set_id, _set_text, _set_title, _set_metadata = (
-    Document.__dict__[name].__set__ for name in ("id", "text", "title", "metadata")
-)
+# batches of queries bring thousands of hits.
 _set_hit_id, _set_score, _set_document = (Hit.__dict__[name].__set__ for name in ("id", "score", "document"))
-
-
-def stored_document(id: str, text: str, title: str, metadata: dict[str, Any]) -> Document:
-    """A document that has been checked before."""
-    document = object.__new__(Document)
-    _set_id(document, id)
-    _set_text(document, text)
-    _set_title(document, title)
-    _set_metadata(document, metadata)
-    return document
 
 
 def found_hit(score: float, document: Document) -> Hit:
