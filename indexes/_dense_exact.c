@@ -127,7 +127,7 @@ static int sift_rows(const Stored *stored, Query *query, const int64_t *rows, in
     int64_t near[CHUNK], kept = 0;
     score_roughly(stored, query->single, rows, count, scores);
     for (int64_t i = 0; i < count; i++)
-        if (!(scores[i] + query->slack < query->best.scores[0])) /* NaN stays, to be found */
+        if (!(scores[i] + query->slack < query->best.scores[0] && fabsf(scores[i]) < INFINITY)) /* what is no number stays, to be found */
             near[kept++] = rows[i];
     return offer_rows(stored, query, near, kept);
 }

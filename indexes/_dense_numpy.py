@@ -145,7 +145,8 @@ def dense_scan(
         for query in range(len(queries)):
             passed = permitted
             if counts[query] == k:
-                passed = permitted & ~(rough[query] < best_scores[query, k - 1])  # NaN stays, to be found
+                below = rough[query] < best_scores[query, k - 1]
+                passed = permitted & ~(below & np.isfinite(rough[query]))  # what is no number stays, to be found
             rows = first + np.flatnonzero(passed)
             scores = np.empty(len(rows), np.float32)
             outcome = dense_scores(dimension, values, queries, np.full(len(rows), query), rows, scores)
