@@ -47,6 +47,22 @@ def parse_index_spec(text: str | Spec, kind: Kind) -> Spec:
     return spec
 
 
+def check_index_spec(text: str | Spec | None) -> None:
+    """Refuse, before an encoder is loaded, a specification that the vectors of no kind of encoder take.
+
+    Raises SpecError. None stands for the default and always passes.
+    """
+    if text is None:
+        return
+    spec = text if isinstance(text, Spec) else Spec.parse(text)
+    owners = [kind for kind in KINDS if spec.name in PARAMETERS[kind]]
+    if not owners:
+        known = dict.fromkeys(name for kind in KINDS for name in PARAMETERS[kind])
+        raise SpecError(f"{spec}: there is no {spec.name!r}; the indexes are {', '.join(known)}")
+    if len(owners) == 1:  # which parameters an index of two kinds takes is told by the encoder
+        check_parameters(spec, PARAMETERS[owners[0]])
+
+
 def default_index(kind: Kind) -> Spec:
     """The exact index for the vectors of an encoder of ``kind``."""
     return Spec(next(iter(_known(kind))))

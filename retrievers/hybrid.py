@@ -13,7 +13,7 @@ from retrievers.errors import HybridError, UnknownIdError, UnsupportedSearchErro
 from retrievers.explanations import Contribution, Explanation
 from retrievers.fusion import Fusion, Table
 from retrievers.queries import check_count
-from retrievers.rerankers import as_reranker, reranked
+from retrievers.rerankers import NamedReranker, reranked
 from retrievers.retriever import Retriever
 
 DEPTH = 100
@@ -56,6 +56,7 @@ class HybridRetriever:
         self._fusion = Fusion.parse(fusion)
         self._factors = self._fusion.weigh(weights, len(self._parts))
         self._depth = check_count("depth", depth)
+        self._reranker = NamedReranker()
         names = [part.path.resolve().name for part in self._parts]
         self._names = tuple(names if len(set(names)) == len(names) else (str(part.path) for part in self._parts))
 
@@ -144,7 +145,7 @@ class HybridRetriever:
         titles or texts.
         """
         texts = [query] if isinstance(query, str) else list(query)
-        reranker = None if rerank is None else as_reranker(rerank)
+        reranker = None if rerank is None else self._reranker.get(rerank)
         found = self._found(texts, k, filter)
         first = k if reranker is None else max(k, self._depth)
         fused = [
@@ -200,6 +201,7 @@ class HybridRetriever:
 
     def close(self) -> None:
         """Close all parts. Any further call raises IndexClosedError."""
+        self._reranker.forget()
         for part in self._parts:
             part.close()
 

@@ -21,7 +21,7 @@ from retrievers.documents import Hit
 from retrievers.encoders import Encoder, identity, load_encoder
 from retrievers.errors import IndexClosedError, UnknownIdError
 from retrievers.evaluation import Searcher
-from retrievers.indexes.kinds import default_index, parse_index_spec
+from retrievers.indexes.kinds import check_index_spec, default_index, parse_index_spec
 from retrievers.mteb_inputs import ID_FIELD, check_precision, documents, query_texts
 from retrievers.mteb_metadata import label_of, metadata, require_mteb, revision_of, state_of
 from retrievers.mteb_vectors import DenseVectors
@@ -68,6 +68,7 @@ class MtebModel:
         memory: int = DEFAULT_MEMORY,
     ) -> None:
         require_mteb()
+        check_index_spec(index)
         self.encoder = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype)
         kind = self.encoder.kind
         self._index = default_index(kind) if index is None else parse_index_spec(index, kind)

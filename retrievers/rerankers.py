@@ -217,6 +217,34 @@ def as_reranker(value: Any, *, device: str | None = None, batch_size: int = 32, 
     raise EncoderError(f"{_named(value)}{told} is no reranker. {_ADVICE}")
 
 
+class NamedReranker:
+    """What :func:`as_reranker` makes, and the model that was last given by its name, so that it is loaded once.
+
+    One model is kept, until another is named or :meth:`forget` is called; a folder whose files change meanwhile is not
+    read again. May be shared by threads: those that name a model which is being loaded wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[str, Reranker] | None = None
+
+    def get(self, value: Any) -> Reranker:
+        """The reranker for ``value``. Raises what :func:`as_reranker` raises."""
+        if not isinstance(value, str | Path):
+            return as_reranker(value)
+        name = str(Path(value).resolve())  # the same name means another folder once the working directory has changed
+        with self._lock:
+            if self._kept is None or self._kept[0] != name:
+                self._kept = None  # two models at once may be more than the memory holds
+                self._kept = (name, as_reranker(value))
+            return self._kept[1]
+
+    def forget(self) -> None:
+        """Let go of the model; a search that is under way finishes with it."""
+        with self._lock:
+            self._kept = None
+
+
 def check_depth(depth: Any, k: int) -> int:
     """How many hits are reranked. Raises QueryError for what is no whole number, or less than ``k``."""
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer):

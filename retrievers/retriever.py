@@ -23,12 +23,12 @@ from retrievers.errors import IndexClosedError, QueryError, SpecError, UnknownId
 from retrievers.explanations import Explanation, explain
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.arrays import refuse_open_files
-from retrievers.indexes.kinds import default_index, import_for, parse_index_spec
+from retrievers.indexes.kinds import check_index_spec, default_index, import_for, parse_index_spec
 from retrievers.indexes.manifest import ENCODER
 from retrievers.indexes.snapshot import Snapshot, Threshold
 from retrievers.partial import PartialSearch, check_limits, check_partial, search_partly
 from retrievers.queries import check_count
-from retrievers.rerankers import as_reranker, check_depth, reranked
+from retrievers.rerankers import NamedReranker, check_depth, reranked
 from retrievers.specs import Spec
 from retrievers.vectors import Vectors, check, count, dimension
 
@@ -55,6 +55,7 @@ class Retriever:
         self._moving = threading.Lock()
         self._encoder = encoder
         self._options: dict[str, Any] = {}  # of an encoder that the index names
+        self._reranker = NamedReranker()
 
     @classmethod
     def build(
@@ -79,10 +80,12 @@ class Retriever:
         DocumentError, SpecError, BuildChangedError where a stopped build began with other documents or options.
         """
         from retrievers.assembly import check_memory
-        from retrievers.writer import Writer
+        from retrievers.writer import Writer, check_place
 
         root = Path(path)
         check_memory(memory)
+        check_place(root)
+        check_index_spec(index)
         model = load_encoder(encoder)
         spec = default_index(model.kind) if index is None else parse_index_spec(index, model.kind)
         with Writer.begin_build(root, model, spec) as writer:
@@ -199,8 +202,9 @@ class Retriever:
 
         With ``rerank`` the best ``depth`` by the index (``k`` or more) are scored anew, and the best ``k`` of them come
         back with those scores. It is a :class:`retrievers.Reranker`, or what one is made of: a cross-encoder or
-        multi-vector model as an object, folder or hub name. A name is loaded at every call: to search more than
-        once, make a :class:`retrievers.CrossEncoderReranker` or :class:`retrievers.MultiVectorReranker` and pass that.
+        multi-vector model as an object, folder or hub name. A model that is named is loaded by the first search, and kept
+        until another is named or the retriever is closed; to choose its device or numbers, or to share it between
+        retrievers, make a :class:`retrievers.CrossEncoderReranker` or :class:`retrievers.MultiVectorReranker`.
 
         ``language`` is for encoders with an adapter for each language: that of these queries, where it is another than the
         index remembers. Documents stay in theirs. A multi-vector model that reranks keeps its own languages.
@@ -219,7 +223,7 @@ class Retriever:
         check_count("k", k)
         condition = None if filter is None else parse_filter(filter)
         first = k if rerank is None else check_depth(depth, k)
-        reranker = None if rerank is None else as_reranker(rerank)
+        reranker = None if rerank is None else self._reranker.get(rerank)
         if not texts:
             return []
         vectors = self.encode_queries(snapshot, texts, language)
@@ -389,6 +393,7 @@ class Retriever:
 
     def close(self) -> None:
         """Release the files. Any further call raises IndexClosedError."""
+        self._reranker.forget()
         with self._moving:
             if self._snapshot is not None:
                 self._snapshot.close()

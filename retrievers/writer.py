@@ -97,16 +97,10 @@ class Writer:
         Raises IndexExistsError where something else is at ``root``, BuildChangedError where the stopped build had another
         encoder or index specification.
         """
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        manifest = check_place(root)
+        if manifest is None:
             _create(root, encoder, spec)
-        try:
             manifest = Manifest.read(root)
-        except IndexNotFoundError:
-            raise IndexExistsError(f"{root} exists and is no index: choose another path, or remove it") from None
-        if manifest.complete:
-            raise IndexExistsError(
-                f"{root} is an index of {manifest.documents} documents already: add to it, choose another path, or remove it"
-            )
         if manifest.index != str(spec):
             raise BuildChangedError(
                 f"the build of {root} that was stopped had the index {manifest.index!r}, and this one has {str(spec)!r}: "
@@ -380,6 +374,24 @@ def _replaced(
     """Records with one in place of a group that stands together."""
     first = records.index(group[0])
     return (*records[:first], by, *records[first + len(group) :])
+
+
+def check_place(root: Path) -> Manifest | None:
+    """The manifest of the stopped build at ``root``; None where nothing is there, so that a build can begin.
+
+    Raises IndexExistsError where an index or anything else is there.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return None
+    try:
+        manifest = Manifest.read(root)
+    except IndexNotFoundError:
+        raise IndexExistsError(f"{root} exists and is no index: choose another path, or remove it") from None
+    if manifest.complete:
+        raise IndexExistsError(
+            f"{root} is an index of {manifest.documents} documents already: add to it, choose another path, or remove it"
+        )
+    return manifest
 
 
 def _create(root: Path, encoder: Encoder, spec: Spec) -> None:

@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import models
 import numpy as np
@@ -16,8 +18,16 @@ from hashing import HashEncoder
 from numpy.typing import NDArray
 from reranking import Lengths, maxsim, predicted, words
 
-from retrievers import CrossEncoderReranker, Document, Hit, MultiVectorReranker, Retriever
-from retrievers.errors import QueryError, ScoreError
+from retrievers import (
+    CrossEncoderReranker,
+    Document,
+    Hit,
+    HybridRetriever,
+    MultiVectorReranker,
+    Retriever,
+    rerankers,
+)
+from retrievers.errors import ModelNotFoundError, QueryError, ScoreError
 from retrievers.rerankers import as_reranker
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
@@ -161,6 +171,44 @@ def test_a_search_takes_models_as_they_are(tmp_path: Path, folder: Path, cross: 
             assert (hit.id, hit.score) == (other.id, pytest.approx(other.score, abs=1e-5))
         late = HashEncoder("multi-vector")
         assert retriever.search("all w1", rerank=late) == retriever.search("all w1", rerank=MultiVectorReranker(late))
+
+
+def test_a_named_model_is_loaded_once(
+    tmp_path: Path, folder: Path, late: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(value: Any) -> Any:
+        loaded.append(Path(value).name)
+        return as_reranker(value)
+
+    monkeypatch.setattr(rerankers, "as_reranker", load)
+    with (
+        Retriever.build(tmp_path / "a", words(20)) as one,
+        Retriever.build(tmp_path / "b", words(20)) as other,
+        HybridRetriever([one, other]) as hybrid,
+    ):
+        for search in (one.search, hybrid.search):
+            loaded.clear()
+            first = search("all w1", 5, rerank=folder)
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda _, search=search: search("all w1", 5, rerank=str(folder)), range(8)))
+            assert found == [first] * 8
+            assert loaded == [folder.name]
+            assert search("all w1", 5, rerank=late) != first
+            assert search("all w1", 5, rerank=folder) == first  # one model is kept, the last
+            assert loaded == [folder.name, late.name, folder.name]
+            with pytest.raises(ModelNotFoundError, match="nowhere"):
+                search("all w1", 5, rerank=tmp_path / "nowhere")
+            assert search("all w1", 5, rerank=folder) == first
+        monkeypatch.chdir(folder.parent)
+        assert one.search("all w1", 5, rerank=folder.name) == first
+        monkeypatch.chdir(late.parent)
+        with pytest.raises(ModelNotFoundError, match=folder.name):
+            one.search("all w1", 5, rerank=folder.name)
+        kept = ref(one._reranker.get(folder))
+        assert kept() is not None
+    assert kept() is None  # closed, it holds no model
 
 
 def test_depth_is_checked(tmp_path: Path) -> None:

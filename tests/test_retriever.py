@@ -414,6 +414,37 @@ def test_kinds_that_do_not_fit_are_refused_with_those_that_do(tmp_path: Path) ->
     assert not (tmp_path / "idx").exists()
 
 
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("hnws", "there is no 'hnws'.*flat.*hnsw.*inverted.*maxsim.*plaid"),
+        ("hnsw(m=none)", "m"),
+        ("hnsw(links=32)", "links"),
+        ("hnsw(m=32", r"hnsw\(m=32"),
+    ],
+)
+def test_an_index_that_no_encoder_fills_is_refused_before_one_is_loaded(
+    index: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrievers.retriever.load_encoder", never_loaded)
+    with pytest.raises(SpecError, match=told):
+        Retriever.build(tmp_path / "idx", collection(3), encoder="a-model", index=index)
+    assert not (tmp_path / "idx").exists()
+
+
+def test_a_place_that_is_taken_is_refused_before_an_encoder_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Retriever.build(tmp_path / "idx", collection(3)).close()
+    monkeypatch.setattr("retrievers.retriever.load_encoder", never_loaded)
+    with pytest.raises(IndexExistsError, match="3 documents already"):
+        Retriever.build(tmp_path / "idx", collection(3), encoder="a-model")
+
+
+def never_loaded(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the encoder was loaded")
+
+
 class Broken(HashEncoder):
     def encode_document(self, texts: Any) -> Any:
         vectors = super().encode_document(texts)

@@ -110,7 +110,9 @@ def build(
         from retrievers.demonstrations import DemonstrationBank
         from retrievers.encoders import load_encoder
         from retrievers.errors import DuplicateIdError
+        from retrievers.indexes.kinds import check_index_spec
 
+        check_index_spec(index)
         model = load_encoder(encoder, device=device, batch_size=batch_size, dtype=dtype)
         meter.phase("indexing")
         started = time.monotonic()

@@ -59,8 +59,12 @@ def build(
     try:
         with Meter("loading the encoder") as meter:
             from retrievers.encoders import load_encoder
+            from retrievers.indexes.kinds import check_index_spec
             from retrievers.retriever import Retriever
+            from retrievers.writer import check_place
 
+            check_place(output)
+            check_index_spec(index)
             model = load_encoder(
                 encoder,
                 device=device,
