@@ -38,7 +38,7 @@ def parse_index_spec(text: str | Spec, kind: Kind) -> Spec:
     spec = text if isinstance(text, Spec) else Spec.parse(text)
     known = _known(kind)
     if spec.name not in known:
-        owners = [other for other in KINDS if spec.name in PARAMETERS[other]]
+        owners = _owners(spec)
         what = (
             f"{spec.name} takes vectors of {' and '.join(owners)} encoders" if owners else f"there is no {spec.name!r}"
         )
@@ -55,7 +55,7 @@ def check_index_spec(text: str | Spec | None) -> None:
     if text is None:
         return
     spec = text if isinstance(text, Spec) else Spec.parse(text)
-    owners = [kind for kind in KINDS if spec.name in PARAMETERS[kind]]
+    owners = _owners(spec)
     if not owners:
         known = dict.fromkeys(name for kind in KINDS for name in PARAMETERS[kind])
         raise SpecError(f"{spec}: there is no {spec.name!r}; the indexes are {', '.join(known)}")
@@ -90,6 +90,11 @@ def import_for(kind: Kind) -> None:
     elif kind == "dense":
         with suppress(MissingDependencyError):
             import_faiss()
+
+
+def _owners(spec: Spec) -> list[Kind]:
+    """The kinds of encoder whose vectors the index that is named takes."""
+    return [kind for kind in KINDS if spec.name in PARAMETERS[kind]]
 
 
 def _known(kind: Kind) -> Mapping[str, Mapping[str, AnyParameter]]:

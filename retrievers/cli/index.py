@@ -61,9 +61,7 @@ def build(
             from retrievers.encoders import load_encoder
             from retrievers.indexes.kinds import check_index_spec
             from retrievers.retriever import Retriever
-            from retrievers.writer import check_place
 
-            check_place(output)
             check_index_spec(index)
             model = load_encoder(
                 encoder,
@@ -250,16 +248,15 @@ def _open(index: Path, device: str | None = None, dtype: str | None = None, work
 
 
 def _stopped(output: Path) -> int:
-    """How many documents a stopped build has indexed at ``output``, which is said; 0 where there was none."""
-    from retrievers.errors import IndexNotFoundError
-    from retrievers.indexes.manifest import Manifest
+    """How many documents a stopped build has indexed at ``output``, which is said; 0 where there was none.
 
-    try:
-        manifest = Manifest.read(output)
-    except IndexNotFoundError:
+    Raises IndexExistsError where a build cannot begin there.
+    """
+    from retrievers.writer import check_place
+
+    manifest = check_place(output)
+    if manifest is None:
         return 0
-    if manifest.complete:
-        return 0  # the library refuses to build over it
     complain(
         f"going on with the stopped build of {output}: {options.counted(manifest.documents)} indexed already, "
         "and what else was encoded is used again"
