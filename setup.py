@@ -17,6 +17,7 @@ setup(
                 "indexes/_maxsim.c",
                 "indexes/_maxsim_exact.c",
                 "indexes/_plaid.c",
+                "indexes/_vocabulary.c",
                 "indexes/_within.c",
             ],
             depends=[

@@ -21,6 +21,8 @@ static PyMethodDef methods[] = {
     {"plaid_assign", plaid_assign, METH_VARARGS, "The centroid of the highest inner product with each vector."},
     {"plaid_decode", plaid_decode, METH_VARARGS, "The token vectors that codes stand for."},
     {"plaid_search", plaid_search, METH_VARARGS, "Candidates of late interaction over compressed token vectors."},
+    {"vocabulary_bound", vocabulary_bound, METH_VARARGS, "Entries of a vocabulary that a text may have."},
+    {"vocabulary_level", vocabulary_level, METH_NOARGS, "Whether there are the instructions for that."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -62,5 +62,7 @@ PyObject *maxsim_exact(PyObject *module, PyObject *arguments);
 PyObject *plaid_assign(PyObject *module, PyObject *arguments);
 PyObject *plaid_decode(PyObject *module, PyObject *arguments);
 PyObject *plaid_search(PyObject *module, PyObject *arguments);
+PyObject *vocabulary_bound(PyObject *module, PyObject *arguments);
+PyObject *vocabulary_level(PyObject *module, PyObject *arguments);
 
 #endif

@@ -122,3 +122,21 @@ def plaid_assign(*arguments: Any) -> None:
     if _module is None:
         raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
     _module.plaid_assign(*arguments)
+
+
+def vocabulary_level() -> int:
+    """Whether :func:`vocabulary_bound` can run: 1 where the kernels are compiled and the processor has AVX2, else 0."""
+    return 0 if _module is None else int(_module.vocabulary_level())
+
+
+def vocabulary_bound(*arguments: Any) -> int:
+    """How many entries of a vocabulary may have a logit of zero or more for some token, by products of 8-bit numbers.
+
+    ``(entries, quads, codes, panels, corrections, factors, step, norm_slack, error_slack, found)``: uint8 ``[tokens, quads,
+    4]``, with 64 added; int8 ``[panels, quads, 16, 4]``; int16 ``[panels, ceil(quads / 32), 16, 2]``, -64 times the sums of
+    pairs; float32 ``[4, panels * 16]``: steps, bases, norms and errors; int32 ``[panels * 16]``, where these entries are
+    written in order. Raises ValueError where these do not fit together.
+    """
+    if _module is None:
+        raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
+    return int(_module.vocabulary_bound(*arguments))

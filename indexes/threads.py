@@ -34,14 +34,18 @@ def pieces(count: int, most: int, least: int) -> list[slice]:
 
 
 def shared(
-    work: Callable[[T], R], items: Sequence[T], least: int = 1, start: Callable[[], object] | None = None
+    work: Callable[[T], R],
+    items: Sequence[T],
+    least: int = 1,
+    start: Callable[[], object] | None = None,
+    threads: int | None = None,
 ) -> list[R]:
-    """What ``work`` makes of each item, in order, by the threads granted, of which each has ``least`` items or more.
+    """What ``work`` makes of each item, in order, by as many threads (by default those granted) with ``least`` items or more.
 
     Every thread but the caller's calls ``start`` first.
     """
     most = len(items) // least
-    threads = min(granted(), most) if most > 1 else 1
+    threads = min(granted() if threads is None else threads, most) if most > 1 else 1
     if threads == 1:
         return list(map(work, items))
     from concurrent.futures import ThreadPoolExecutor  # which imports logging: single questions do without

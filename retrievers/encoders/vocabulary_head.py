@@ -5,6 +5,9 @@ SPLADE keeps, for each entry of the vocabulary, the highest logit of any positio
 goes over the vocabulary in slices that fit a cache and keeps the highest only, and its gradient goes to the positions that
 were highest and nowhere else. The activation (``log1p(relu)`` and its like) rises with the logit, so that it may come after
 the maximum: sentence-transformers' own pooling does it.
+
+Such an activation makes nothing of what is not above zero. Where no gradient is wanted, on a processor in float32, only the
+entries are computed whose logits may be above zero (head_bounds.py).
 """
 
 from __future__ import annotations
@@ -12,16 +15,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
+
+from retrievers.encoders import head_bounds
+from retrievers.indexes import threads
 
 _SLICE_NUMBERS = {"cpu": 1 << 19}  # logits of a slice: some megabytes, which stay in a cache
 _ACCELERATOR_NUMBERS = 1 << 26
 
 _wanted: ContextVar[bool] = ContextVar("retrievers_pooled_head", default=False)
 _mask: ContextVar[torch.Tensor | None] = ContextVar("retrievers_pooled_head_mask", default=None)
+_first: ContextVar[tuple[_State, torch.Tensor] | None] = ContextVar("retrievers_pooled_head_first", default=None)
+_states: WeakKeyDictionary[torch.nn.Module, _State] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -59,6 +71,7 @@ def _install_pair(modules: list[Any]) -> None:
     if type(head) is not torch.nn.Linear:  # also where it is installed already, and where an adapter wraps it
         return
     head.__class__ = _PooledLinear
+    _states[head] = _State()
     reader.register_forward_pre_hook(_before)
     reader.register_forward_hook(_after, always_call=True)
 
@@ -70,8 +83,12 @@ def _before(_module: Any, inputs: tuple[Any, ...]) -> None:
 
 
 def _after(_module: Any, _inputs: Any, features: Any) -> Any:
-    mask = _mask.get()
+    mask, first = _mask.get(), _first.get()
     _mask.set(None)
+    _first.set(None)
+    if first is not None and isinstance(features, dict):
+        state, logits = first
+        state.last = _same(features.get("token_embeddings"), logits)
     if mask is not None and isinstance(features, dict):
         # One row a text, and a text without any token gives zeros, as sentence-transformers' pooling does.
         features["attention_mask"] = mask.any(dim=1, keepdim=True).to(mask.dtype)
@@ -85,7 +102,95 @@ class _PooledLinear(torch.nn.Linear):
         mask = _mask.get()
         if mask is None:
             return super().forward(input)
-        return highest_logits(input, self.weight, self.bias, mask).unsqueeze(1)
+        state = _states.get(self) if _few_matter(input, self.weight, self.bias) else None
+        if state is not None and state.last:
+            found = positive_logits(input, self.weight, self.bias, mask, state)
+        else:
+            found = highest_logits(input, self.weight, self.bias, mask)
+            if state is not None and state.last is None:
+                _first.set((state, found.clone().unsqueeze(1)))
+        return found.unsqueeze(1)
+
+    def train(self, mode: bool = True) -> Any:
+        if mode and self in _states:
+            _states[self].forget()
+        return super().train(mode)
+
+
+@dataclass(eq=False)
+class _State:
+    """What is known of a head."""
+
+    #: Whether its output is what the model gives, which is seen in the first pass: what is added to it would count else.
+    last: bool | None = None
+    #: The version of the weights that :attr:`bounds` were made from; None where the weights cannot be bounded.
+    made_from: tuple[object, ...] = ()
+    bounds: head_bounds.HeadBounds | None = None
+
+    def forget(self) -> None:
+        self.made_from, self.bounds = (), None
+
+    def current(
+        self, hidden: NDArray[np.float32], weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> head_bounds.HeadBounds | None:
+        """The bounds of these weights, made now if others were seen before."""
+        seen = tuple((one.data_ptr(), one._version) for one in (weight, bias) if one is not None)
+        if seen != self.made_from:
+            try:
+                shift = None if bias is None else bias.numpy()
+                self.bounds = head_bounds.HeadBounds(weight.numpy(), shift, hidden.mean(axis=0))
+            except ValueError:
+                self.bounds = None
+            self.made_from = seen
+        return self.bounds
+
+
+def _few_matter(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether only logits above zero matter, and bounds can tell which these may be."""
+    given = [hidden, weight] + ([] if bias is None else [bias])
+    return (
+        not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and all(one.device.type == "cpu" and one.dtype is torch.float32 for one in given)
+        and not any(one.is_inference() for one in given[1:])  # which have no version
+        and head_bounds.available()
+    )
+
+
+def _same(given: Any, wanted: torch.Tensor) -> bool:
+    """Whether these are the same logits, NaN included."""
+    return (
+        isinstance(given, torch.Tensor)
+        and given.shape == wanted.shape
+        and given.dtype == wanted.dtype
+        and torch.equal(given.nan_to_num(), wanted.nan_to_num())
+    )
+
+
+def positive_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor, state: _State
+) -> torch.Tensor:
+    """As :func:`highest_logits` where that is above zero; elsewhere some number that is not. Without gradients, in float32."""
+    kept = mask.bool()
+    rows = [hidden[row, kept[row]] for row in range(len(hidden))]
+    bounds = state.current(hidden[kept].numpy(), weight, bias)
+    chosen = None if bounds is None else _candidates(bounds, rows)
+    if chosen is None:
+        return highest_logits(hidden, weight, bias, mask)
+    found = hidden.new_zeros(len(hidden), len(weight))
+    for row, tokens, entries in zip(found, rows, chosen, strict=True):
+        if len(entries) and len(tokens):
+            columns = torch.from_numpy(entries).long()
+            highest = torch.nn.functional.linear(tokens, weight[columns]).amax(dim=0)
+            row[columns] = highest if bias is None else highest + bias[columns]
+    return found
+
+
+def _candidates(bounds: head_bounds.HeadBounds, rows: list[torch.Tensor]) -> list[NDArray[np.int32]] | None:
+    """The entries of each text that may be above zero; None where a hidden state is no number."""
+    found = threads.shared(lambda row: bounds.candidates(row.numpy()), rows, threads=torch.get_num_threads())
+    sound = [entries for entries in found if entries is not None]
+    return sound if len(sound) == len(found) else None
 
 
 def highest_logits(
