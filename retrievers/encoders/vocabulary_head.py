@@ -12,7 +12,7 @@ entries are computed whose logits may be above zero (head_bounds.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +29,9 @@ from retrievers.indexes import threads
 
 _SLICE_NUMBERS = {"cpu": 1 << 19}  # logits of a slice: some megabytes, which stay in a cache
 _ACCELERATOR_NUMBERS = 1 << 26
+
+_CUT_AT_ZERO = ("relu", "log1p_relu")  # activations that make zero of what is not above it
+_MOST_CANDIDATES = 0.5  # of the vocabulary: with more, on average, the whole head is quicker
 
 _wanted: ContextVar[bool] = ContextVar("retrievers_pooled_head", default=False)
 _mask: ContextVar[torch.Tensor | None] = ContextVar("retrievers_pooled_head_mask", default=None)
@@ -71,7 +74,8 @@ def _install_pair(modules: list[Any]) -> None:
     if type(head) is not torch.nn.Linear:  # also where it is installed already, and where an adapter wraps it
         return
     head.__class__ = _PooledLinear
-    _states[head] = _State()
+    if modules[1].activation_function in _CUT_AT_ZERO:
+        _states[head] = _State()
     reader.register_forward_pre_hook(_before)
     reader.register_forward_hook(_after, always_call=True)
 
@@ -86,10 +90,10 @@ def _after(_module: Any, _inputs: Any, features: Any) -> Any:
     mask, first = _mask.get(), _first.get()
     _mask.set(None)
     _first.set(None)
-    if first is not None and isinstance(features, dict):
+    if first is not None and isinstance(features, MutableMapping):
         state, logits = first
         state.last = _same(features.get("token_embeddings"), logits)
-    if mask is not None and isinstance(features, dict):
+    if mask is not None and isinstance(features, MutableMapping):
         # One row a text, and a text without any token gives zeros, as sentence-transformers' pooling does.
         features["attention_mask"] = mask.any(dim=1, keepdim=True).to(mask.dtype)
     return features
@@ -123,9 +127,13 @@ class _State:
 
     #: Whether its output is what the model gives, which is seen in the first pass: what is added to it would count else.
     last: bool | None = None
-    #: The version of the weights that :attr:`bounds` were made from; None where the weights cannot be bounded.
+    #: The version of the weights that :attr:`bounds` were made from.
     made_from: tuple[object, ...] = ()
+    #: None also where the weights cannot be bounded, or the bounds gain nothing.
     bounds: head_bounds.HeadBounds | None = None
+    #: Texts and candidates so far.
+    texts: int = 0
+    candidates: int = 0
 
     def forget(self) -> None:
         self.made_from, self.bounds = (), None
@@ -136,13 +144,24 @@ class _State:
         """The bounds of these weights, made now if others were seen before."""
         seen = tuple((one.data_ptr(), one._version) for one in (weight, bias) if one is not None)
         if seen != self.made_from:
+            centre = hidden.mean(axis=0)
+            if not np.isfinite(centre).all():
+                return None
             try:
                 shift = None if bias is None else bias.numpy()
-                self.bounds = head_bounds.HeadBounds(weight.numpy(), shift, hidden.mean(axis=0))
+                self.bounds = head_bounds.HeadBounds(weight.numpy(), shift, centre)
             except ValueError:
                 self.bounds = None
+            self.texts = self.candidates = 0
             self.made_from = seen
         return self.bounds
+
+    def count(self, found: list[NDArray[np.int32]], vocabulary: int) -> None:
+        """Do without bounds where they leave too much."""
+        self.texts += len(found)
+        self.candidates += sum(map(len, found))
+        if self.texts >= 32 and self.candidates > _MOST_CANDIDATES * vocabulary * self.texts:
+            self.bounds = None
 
 
 def _few_matter(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -177,6 +196,7 @@ def positive_logits(
     chosen = None if bounds is None else _candidates(bounds, rows)
     if chosen is None:
         return highest_logits(hidden, weight, bias, mask)
+    state.count(chosen, len(weight))
     found = hidden.new_zeros(len(hidden), len(weight))
     for row, tokens, entries in zip(found, rows, chosen, strict=True):
         if len(entries) and len(tokens):
