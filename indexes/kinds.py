@@ -17,13 +17,12 @@ from retrievers.indexes.plaid import PlaidIndex
 from retrievers.specs import Spec
 from retrievers.vectors import KINDS, Kind
 
-INVERTED: Mapping[str, Mapping[str, AnyParameter]] = {"inverted": {"bits": Parameter(16, choices=(8, 16))}}
-"""The parameters of an index of sparse vectors; that of a lexical encoder, which holds frequencies, takes none."""
+_COMPACT = Parameter(False, choices=(False, True))
 
 PARAMETERS: Mapping[Kind, Mapping[str, Mapping[str, AnyParameter]]] = {
     "dense": {**FlatIndex.PARAMETERS, **ApproximateIndex.PARAMETERS},
-    "sparse": INVERTED,
-    "lexical": {"inverted": {}},
+    "sparse": {"inverted": {"bits": Parameter(16, choices=(8, 16)), "compact": _COMPACT}},
+    "lexical": {"inverted": {"compact": _COMPACT}},
     "multi-vector": {**MaxSimIndex.PARAMETERS, **PlaidIndex.PARAMETERS},
 }
 """For each kind of encoder the indexes that take its vectors, the default first, and their parameters."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from retrievers.errors import SpecError
-from retrievers.specs import Spec, Value
+from retrievers.specs import Spec, Value, printed
 
 AUTO = "auto"
 
@@ -40,7 +40,7 @@ class Parameter:
 
     def __str__(self) -> str:
         if self.choices:
-            return " or ".join(str(choice) for choice in self.choices)
+            return " or ".join(printed(choice) for choice in self.choices)
         numbers = f"a whole number from {self.low} to {self.high}"
         return f"{numbers}, or auto" if self.default == AUTO else numbers
 

@@ -23,7 +23,7 @@ class Spec:
     def __str__(self) -> str:
         if not self.parameters:
             return self.name
-        inside = ", ".join(f"{key}={_print(value)}" for key, value in self.parameters.items())
+        inside = ", ".join(f"{key}={printed(value)}" for key, value in self.parameters.items())
         return f"{self.name}({inside})"
 
     @classmethod
@@ -48,7 +48,8 @@ class Spec:
         return cls(name, parameters)
 
 
-def _print(value: Value) -> str:
+def printed(value: Value) -> str:
+    """A value as :meth:`Spec.parse` reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -14,6 +14,7 @@ CASES = [
     ("lexical", "inverted", 20_000),
     ("sparse", "inverted", 16_000),
     ("sparse", "inverted(bits=8)", 1_000),
+    ("sparse", "inverted(compact=true)", 2_000),
     ("dense", "flat", 20_000),
     ("dense", "hnsw", 2_000),
     ("dense", "ivf", 2_000),

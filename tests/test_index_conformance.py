@@ -51,7 +51,9 @@ CASES = [
     Case("multi-vector", "plaid(bits=4, vectors=none, candidates=60, nprobe=8)", exact=False, lossless=False),
     Case("sparse", "inverted"),
     Case("sparse", "inverted(bits=8)", lossless=False),
+    Case("sparse", "inverted(compact=true)"),
     Case("lexical", "inverted"),
+    Case("lexical", "inverted(compact=true)"),
 ]
 EXACT = [case for case in CASES if case.exact]
 APPROXIMATE = [case for case in CASES if not case.exact]

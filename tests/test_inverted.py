@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
 from retrievers.errors import IndexDamagedError, QueryError, SpecError, VectorError
-from retrievers.indexes import bitmaps
+from retrievers.indexes import bitmaps, postings
 from retrievers.indexes.impacts import decode16, encode16
 from retrievers.indexes.inverted import InvertedIndex, LexicalIndex
 from retrievers.indexes.protocol import Found
@@ -26,6 +27,7 @@ from retrievers.vectors import csr
 
 PLAIN = Spec("inverted")
 BITS8 = Spec("inverted", {"bits": 8})
+COMPACT = Spec("inverted", {"compact": True})
 VOCABULARY = 2**62
 Index = InvertedIndex | LexicalIndex
 seeds = st.integers(0, 2**32)
@@ -298,13 +300,55 @@ def test_merging_8_bits_scales_anew() -> None:
         InvertedIndex.merge(parts, PLAIN)
 
 
-@pytest.mark.parametrize("kind", ["impacts", "impacts 8", "frequencies"])
+def test_the_gaps_of_compact_files(tmp_path: Path) -> None:
+    """By hand: a gap of 254 is a byte, one of 255 is not; the next term begins below where the last one ended."""
+    matrix = np.zeros((70_000, 2), np.float32)
+    matrix[[3, 257, 512, 1000, 65_536, 65_540], 0] = 1
+    matrix[[2, 65_535], 1] = 1
+    index = InvertedIndex.build(csr_matrix(matrix), COMPACT)
+    index.save(tmp_path)
+    gaps = [3, 254, 255, 255, 255, 4, 255, 255]
+    assert np.load(tmp_path / "gaps.npy").tolist() == gaps
+    assert np.load(tmp_path / "long_gaps.npy").tolist() == [255, 488, 65_536 - 1000, 65_536 - 2, 65_533]
+    assert not (tmp_path / "ids.npy").exists()
+    again = InvertedIndex.load(tmp_path, COMPACT)
+    assert (again._postings.ids == index._postings.ids).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds, st.sampled_from([1, 2, 7, 1 << 18]))
+def test_compact_files_hold_the_ids(seed: int, together: int) -> None:
+    rng = np.random.default_rng(seed)
+    count, most = int(rng.choice([0, 1, 2, 15, 3000])), int(rng.choice([1, 4, 256, 257, 1 << 16]))
+    ids = np.cumsum(rng.integers(0, most, count), dtype=np.uint64).astype(np.uint16)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(postings, "_ADDED", together)
+        gaps, longer = postings._gaps(ids)
+        np.save(Path(folder) / "gaps.npy", gaps)
+        np.save(Path(folder) / "long_gaps.npy", longer)
+        found = postings._added_up(Path(folder))
+    assert found.dtype == np.uint16
+    assert (found == ids).all()
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_compact_files_that_do_not_fit_together_are_damaged(by: int, tmp_path: Path) -> None:
+    vectors, _ = large_matrix(3, 70_000)
+    InvertedIndex.build(vectors, COMPACT).save(tmp_path)
+    longer = np.load(tmp_path / "long_gaps.npy")
+    np.save(tmp_path / "long_gaps.npy", longer[:by] if by < 0 else np.append(longer, longer[-1:]))
+    with pytest.raises(IndexDamagedError, match=r"long_gaps\.npy does not hold as many numbers"):
+        InvertedIndex.load(tmp_path, COMPACT)
+
+
+@pytest.mark.parametrize("kind", ["impacts", "impacts 8", "impacts compact", "frequencies", "frequencies compact"])
 def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
-    spec = BITS8 if kind == "impacts 8" else PLAIN
+    spec = BITS8 if kind == "impacts 8" else COMPACT if kind.endswith("compact") else PLAIN
     vectors, terms = large_matrix(3, 70_000)
     query = dense_to_csr(np.ones((1, len(terms))), terms)
-    index: Any = (LexicalIndex if kind == "frequencies" else InvertedIndex).build(vectors, spec)
-    options = {"norms": np.ones(70_000, np.float32)} if kind == "frequencies" else {}
+    frequencies = kind.startswith("frequencies")
+    index: Any = (LexicalIndex if frequencies else InvertedIndex).build(vectors, spec)
+    options = {"norms": np.ones(70_000, np.float32)} if frequencies else {}
     index.save(tmp_path)
     again: Any = type(index).load(tmp_path, spec)
     assert answers(again.search(query, 50, **options)) == answers(index.search(query, 50, **options))
@@ -312,8 +356,8 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     assert folder_bytes(again, tmp_path / "again") == {
         path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()
     }
-    for other, wrong in ((InvertedIndex, BITS8 if spec is PLAIN else PLAIN), (LexicalIndex, PLAIN)):
-        if not (other is LexicalIndex and kind == "frequencies"):
+    for other, wrong in ((InvertedIndex, PLAIN if spec is BITS8 else BITS8), (LexicalIndex, PLAIN)):
+        if not (other is LexicalIndex and frequencies):
             with pytest.raises(IndexDamagedError, match=r"inverted\.json"):
                 other.load(tmp_path, wrong)
 
@@ -496,7 +540,7 @@ def test_bad_input_is_refused() -> None:
         LexicalIndex.build(dense_to_csr(np.eye(3) / 2, np.array([4, 5, 6])), PLAIN)
     with pytest.raises(SpecError, match="bits"):
         InvertedIndex.build(vectors, Spec("inverted", {"bits": 4}))
-    with pytest.raises(SpecError, match="without parameters"):
+    with pytest.raises(SpecError, match="no parameter 'bits': it takes compact"):
         LexicalIndex.build(vectors, BITS8)
 
 

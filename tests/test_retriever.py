@@ -39,6 +39,7 @@ from retrievers.writer import Writer
 KINDS = ["lexical", "dense", "sparse", "multi-vector"]
 INDEXES = [
     ("lexical", "inverted"),
+    ("lexical", "inverted(compact=true)"),
     ("sparse", "inverted"),
     ("sparse", "inverted(bits=8)"),
     ("dense", "flat"),
