@@ -25,6 +25,7 @@ FEW = 4
 # What a merge takes in memory for each byte of index files: the new index, and in most kinds the parts that it is put
 # together from, or a graph and a copy of the vectors beside it. A plaid index gathers its vectors in a file.
 _TAKEN = {"flat": 1.25, "maxsim": 1.25, "plaid": 0.5}
+_TAKEN_COMPACT = 4.5  # files that are smaller than what they are read into
 
 _FOLDED = 16
 _LIKE = 4  # how much larger the largest of some segments of like size may be than the smallest
@@ -62,7 +63,7 @@ class Growing(Protocol):
 def taken(record: SegmentRecord, spec: Spec) -> float:
     """Bytes of memory that this segment takes while it is merged with others; its documents stream."""
     size = sum(file.size for name, file in record.files.items() if name.startswith("index/"))
-    return _TAKEN.get(spec.name, 2.5) * size
+    return (_TAKEN_COMPACT if spec.parameters.get("compact") else _TAKEN.get(spec.name, 2.5)) * size
 
 
 def due(sizes: Sequence[float], limit: float) -> int:

@@ -13,40 +13,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense_cases import dense_case, offer_case, run_damaged_dense, run_dense, run_offer
+from documents_cases import damaged_documents_case, documents_case, run_documents
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
+from inverted_cases import (
     LIMITS,
     asked,
     bm25_like_case,
-    check_maxsim,
-    check_plaid,
     count_case,
-    damaged_documents_case,
-    damaged_maxsim_case,
-    dense_case,
-    documents_case,
-    exact_case,
-    maxsim_case,
-    offer_case,
-    plaid_case,
     prepare,
     random_case,
     run,
     run_count,
     run_damaged,
-    run_damaged_dense,
-    run_damaged_exact,
-    run_damaged_maxsim,
-    run_damaged_plaid,
     run_damaged_within,
-    run_dense,
-    run_documents,
-    run_exact,
-    run_maxsim,
-    run_offer,
     run_within,
 )
+from maxsim_cases import (
+    check_maxsim,
+    damaged_maxsim_case,
+    exact_case,
+    maxsim_case,
+    run_damaged_exact,
+    run_damaged_maxsim,
+    run_exact,
+    run_maxsim,
+)
+from plaid_cases import check_plaid, plaid_case, run_damaged_plaid
 
 from retrievers.indexes import _dense_numpy, _documents_numpy, _maxsim_numpy, kernels
 from retrievers.indexes import _inverted_numpy as twin
@@ -475,8 +469,8 @@ def test_no_kernel_leaves_its_buffers_under_sanitizers(tmp_path: Path) -> None:
     command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{sysconfig.get_paths()['include']}"]
     subprocess.run([*command, *map(str, sorted(SOURCES.glob("_*.c"))), "-o", str(target)], check=True)
     program = (
-        "import sys; import kernel_cases as t; m = t.load_extension(sys.argv[1]); "
-        "t.run_everything(m, range(40)); [t.run_damaged(m, t.damaged_case(s)) for s in range(100, 220)]; print('clean')"
+        "import sys; import inverted_cases as i, kernel_cases as t; m = t.load_extension(sys.argv[1]); "
+        "t.run_everything(m, range(40)); [i.run_damaged(m, i.damaged_case(s)) for s in range(100, 220)]; print('clean')"
     )
     environment = {
         **os.environ,
