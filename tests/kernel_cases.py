@@ -1,6 +1,6 @@
-"""What the kernels are called with in their tests: random cases, spoilt ones, and what a module answers to them.
+"""All kernels run through their cases, random and spoilt.
 
-Compiled with sanitizers, the kernels run through these in a process of their own, which loads no test.
+Compiled with sanitizers, they do so in a process of their own, which loads no test.
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""Cases of the kernels of late interaction, sound and spoilt, and what a module answers to them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import Any
+
+import numpy as np
+
+from retrievers.indexes import maxsim
+
+
+def maxsim_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``maxsim_scores``: documents of no token and of many, queries too."""
+    rng = np.random.default_rng(seed)
+    dimension = int(rng.choice([1, 2, 31, 32, 33, 96, 130]))
+    sizes = rng.choice([0, 1, 2, 15, 16, 17, 33, 300], rng.integers(0, 90)).astype(np.int64)
+    lengths = rng.choice([0, 1, 4, 15, 16, 17, 40], rng.integers(0, 9))
+    codes = rng.random() < 0.5
+    tokens = int(sizes.sum())
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return {
+        "dimension": dimension,
+        "values": rng.integers(-127, 128, (tokens, dimension)).astype(np.int8)
+        if codes
+        else rng.standard_normal((tokens, dimension)).astype(np.float16),
+        "scales": (rng.random(tokens) / 64 + 0.001).astype(np.float32) if codes else None,
+        "starts": (np.cumsum(sizes) - sizes)[::-1].astype(np.int64),
+        "sizes": sizes[::-1].copy(),
+        "panels": rng.standard_normal((int(offsets[-1]), dimension)).astype(np.float32),
+        "offsets": offsets,
+    }
+
+
+def run_maxsim(module: Any, level: int, case: dict[str, Any]) -> Any:
+    rows, queries = len(case["starts"]), max(0, len(case["offsets"]) - 1)
+    scores = np.full((rows, queries), np.nan, np.float32)
+    panels = case["panels"] if case["panels"].dtype == np.uint16 else maxsim._panels(maxsim._narrow(case["panels"]))
+    module.maxsim_scores(level, *{**case, "panels": panels}.values(), scores)
+    return scores
+
+
+def check_maxsim(module: Any, case: dict[str, Any]) -> None:
+    """Against plain loops in float64 over what bfloat16 keeps of the numbers."""
+    queries = maxsim._wide(maxsim._narrow(case["panels"])).astype(np.float64)
+    documents = case["values"].astype(np.float32)
+    documents = maxsim._wide(maxsim._narrow(documents)).astype(np.float64)
+    if case["scales"] is not None:
+        documents *= case["scales"][:, None]
+    wanted = np.zeros((len(case["starts"]), len(case["offsets"]) - 1))
+    for row, (start, size) in enumerate(zip(case["starts"].tolist(), case["sizes"].tolist(), strict=True)):
+        for query, (first, last) in enumerate(itertools.pairwise(case["offsets"].tolist())):
+            best = (queries[first:last] @ documents[start : start + size].T).max(axis=1, initial=-np.inf)
+            wanted[row, query] = best.sum()
+    for level in range(1, module.maxsim_level() + 1):
+        np.testing.assert_allclose(run_maxsim(module, level, case), wanted, rtol=1e-5, atol=1e-3)
+
+
+def damaged_maxsim_case(seed: int) -> dict[str, Any]:
+    """A case with arrays that were cut, swapped, repeated or overwritten."""
+    rng = np.random.default_rng(seed)
+    case = maxsim_case(seed)
+    case["panels"] = maxsim._panels(maxsim._narrow(case["panels"]))
+    for name in rng.choice(["values", "scales", "starts", "sizes", "panels", "offsets"], 2, replace=False):
+        value = case[name]
+        if value is not None:
+            some = rng.integers(len(value) + 1)
+            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+            spoilt = [value[:some], value[::-1], np.concatenate([value, value]), noise, value - 1]
+            case[name] = np.ascontiguousarray(spoilt[rng.integers(5)])
+    return case
+
+
+def run_damaged_maxsim(module: Any, case: dict[str, Any]) -> None:
+    for level in range(3):
+        with contextlib.suppress(ValueError):
+            run_maxsim(module, level, case)
+
+
+def exact_case(seed: int) -> dict[str, Any]:
+    """Arguments of ``maxsim_exact``: rows and queries that have tokens, paired anyhow."""
+    rng = np.random.default_rng(seed)
+    case = maxsim_case(seed)
+    lengths = np.diff(case["offsets"])
+    rows, queries = np.flatnonzero(case["sizes"]), np.flatnonzero(lengths)
+    pairs = rng.integers(0, 30) if len(rows) and len(queries) else 0
+    rows, queries = rng.choice(rows, pairs), rng.choice(queries, pairs)
+    if len(case["values"]) and rng.random() < 0.2:  # what no sound row holds
+        case["values" if case["scales"] is None else "scales"][rng.integers(len(case["values"]))] = np.inf
+    return {
+        "dimension": case["dimension"],
+        "values": case["values"],
+        "scales": case["scales"],
+        "starts": case["starts"][rows],
+        "sizes": case["sizes"][rows],
+        "queries": case["panels"],
+        "first": case["offsets"][queries.astype(np.int64)],
+        "count": lengths[queries.astype(np.int64)],
+    }
+
+
+def run_exact(module: Any, case: dict[str, Any]) -> Any:
+    scores = np.zeros(len(case["starts"]), np.float32)
+    return module.maxsim_exact(*case.values(), scores), scores.tobytes()
+
+
+def run_damaged_exact(module: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = exact_case(seed)
+    name = str(rng.choice(["values", "queries", "starts", "sizes", "first", "count"]))
+    value = case[name]
+    noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+    case[name] = [value[: rng.integers(len(value) + 1)], noise, value - 3][rng.integers(3)]
+    with contextlib.suppress(ValueError):
+        run_exact(module, case)
