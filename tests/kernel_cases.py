@@ -33,6 +33,7 @@ from maxsim_cases import (
     run_exact,
 )
 from plaid_cases import check_plaid, plaid_case, run_damaged_plaid
+from vocabulary_cases import run_damaged_vocabulary, run_vocabulary, vocabulary_case, wanted_vocabulary
 
 from retrievers.indexes import _dense_numpy, _documents_numpy, _maxsim_numpy
 from retrievers.indexes import _inverted_numpy as twin
@@ -61,6 +62,10 @@ def run_everything(module: Any, seeds: range) -> None:
         run_damaged_dense(module, seed)
         check_plaid(module, plaid_case(seed))
         run_damaged_plaid(module, seed)
+        if module.vocabulary_level():
+            vocabulary = vocabulary_case(seed)
+            assert run_vocabulary(module, vocabulary) == wanted_vocabulary(vocabulary), f"seed {seed}"
+            run_damaged_vocabulary(module, seed)
         count = count_case(seed)
         assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
         with contextlib.suppress(ValueError):
