@@ -157,10 +157,14 @@ def test_changed_weights_get_bounds_of_their_own(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 2 * len(TEXTS)
     assert after.nnz > 2 * before.nnz
     _assert_same(after, _whole(monkeypatch, encoder, TEXTS))
-    encoder.model.train()  # as what trains does, which may change weights without a trace
-    head.weight.data *= 1.1
+    head.weight.data *= 1.1  # which torch does not count
+    _assert_same(encoder.encode_document(TEXTS), _whole(monkeypatch, encoder, TEXTS))
+    head.weight = torch.nn.Parameter(head.weight.detach() * 0.9)
+    _assert_same(encoder.encode_document(TEXTS), _whole(monkeypatch, encoder, TEXTS))
+    encoder.model.train()
     encoder.model.eval()
     _assert_same(encoder.encode_document(TEXTS), _whole(monkeypatch, encoder, TEXTS))
+    assert len(calls) == 5 * len(TEXTS)
 
 
 def test_a_head_that_something_follows_is_computed_whole(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:

@@ -12,12 +12,12 @@ entries are computed whose logits may be above zero (head_bounds.py).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,10 +33,12 @@ _ACCELERATOR_NUMBERS = 1 << 26
 _CUT_AT_ZERO = ("relu", "log1p_relu")  # activations that make zero of what is not above it
 _MOST_CANDIDATES = 0.5  # of the vocabulary: with more, on average, the whole head is quicker
 
+_SAMPLED = 1021  # one number of so many tells one state of the weights from the next
+
 _wanted: ContextVar[bool] = ContextVar("retrievers_pooled_head", default=False)
 _mask: ContextVar[torch.Tensor | None] = ContextVar("retrievers_pooled_head_mask", default=None)
 _first: ContextVar[tuple[_State, torch.Tensor] | None] = ContextVar("retrievers_pooled_head_first", default=None)
-_states: WeakKeyDictionary[torch.nn.Module, _State] = WeakKeyDictionary()
+_states: weakref.WeakKeyDictionary[torch.nn.Module, _State] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -127,8 +129,9 @@ class _State:
 
     #: Whether its output is what the model gives, which is seen in the first pass: what is added to it would count else.
     last: bool | None = None
-    #: The version of the weights that :attr:`bounds` were made from.
-    made_from: tuple[object, ...] = ()
+    #: Which weights :attr:`bounds` were made from, and these themselves: an id is given again when its owner is gone.
+    made_from: list[tuple[object, ...]] = field(default_factory=list)
+    holders: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
     #: None also where the weights cannot be bounded, or the bounds gain nothing.
     bounds: head_bounds.HeadBounds | None = None
     #: Texts and candidates so far.
@@ -136,14 +139,14 @@ class _State:
     candidates: int = 0
 
     def forget(self) -> None:
-        self.made_from, self.bounds = (), None
+        self.made_from, self.bounds = [], None
 
     def current(
         self, hidden: NDArray[np.float32], weight: torch.Tensor, bias: torch.Tensor | None
     ) -> head_bounds.HeadBounds | None:
         """The bounds of these weights, made now if others were seen before."""
-        seen = tuple((one.data_ptr(), one._version) for one in (weight, bias) if one is not None)
-        if seen != self.made_from:
+        seen = [(id(one), *_version(one)) for one in (weight, bias) if one is not None]
+        if seen != self.made_from or any(one() is None for one in self.holders):
             centre = hidden.mean(axis=0)
             if not np.isfinite(centre).all():
                 return None
@@ -153,7 +156,7 @@ class _State:
             except ValueError:
                 self.bounds = None
             self.texts = self.candidates = 0
-            self.made_from = seen
+            self.made_from, self.holders = seen, [weakref.ref(one) for one in (weight, bias) if one is not None]
         return self.bounds
 
     def count(self, found: list[NDArray[np.int32]], vocabulary: int) -> None:
@@ -174,6 +177,13 @@ def _few_matter(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         and not any(one.is_inference() for one in given[1:])  # which have no version
         and head_bounds.available()
     )
+
+
+def _version(values: torch.Tensor) -> tuple[object, ...]:
+    """What tells these numbers from those that the same tensor holds after a step of an optimizer."""
+    # What is written by way of ``.data`` leaves no other trace than itself.
+    sample = values.view(-1)[::_SAMPLED].sum().item() if values.is_contiguous() else None
+    return values.data_ptr(), values._version, sample
 
 
 def _same(given: Any, wanted: torch.Tensor) -> bool:
