@@ -26,6 +26,7 @@ from beir import folder, ndcg, queries
 from machine import describe, package, peak_memory, quantile
 
 from retrievers import DenseEncoder, SparseEncoder, read_beir
+from retrievers.encoders.numerics import emulated
 from retrievers.errors import MissingDependencyError
 
 NAMES = ("medline", "cranfield", "vaswani")
@@ -136,7 +137,8 @@ def tokenizer_share(model: str, name: str) -> None:
     """What part of the CPU time tokenizing takes, and how much of what the model computes is padding."""
     texts = [document.content for document in read_beir(folder(name))][:1024]
     ours: Any = DenseEncoder if model == "minilm" else SparseEncoder
-    encoder = ours(str(package(MODELS[model])), device="cpu", dtype="bf16")
+    dtype = "float32" if emulated("bfloat16") else "bfloat16"
+    encoder = ours(str(package(MODELS[model])), device="cpu", dtype=dtype)
     neural = encoder.neural
     encoder.encode_document(texts[:64])
     tokens = slots = 0
@@ -149,7 +151,7 @@ def tokenizer_share(model: str, name: str) -> None:
     encoder.encode_document(texts)
     whole = time.process_time() - start
     print(
-        f"{model}, bfloat16, {len(texts)} passages of {name}: {1e6 * whole / len(texts):.0f} µs CPU a passage, of which "
+        f"{model}, {dtype}, {len(texts)} passages of {name}: {1e6 * whole / len(texts):.0f} µs CPU a passage, of which "
         f"tokenizing and batching {1e6 * reading / len(texts):.0f} ({reading / whole:.1%}), on a thread of its own; "
         f"{tokens / len(texts):.0f} tokens a passage, {slots / tokens - 1:.1%} padding"
     )
