@@ -51,9 +51,10 @@ class HeadBounds:
         self._panels = np.zeros((panels, self._quads, _ENTRIES, _QUAD), np.int8)
         self._corrections = np.zeros((panels, chunks, _ENTRIES, 2), np.int16)
         self._factors = np.zeros((4, panels * _ENTRIES), np.float32)
-        for first in range(0, self._entries, _AT_ONCE):
-            some = slice(first, first + _AT_ONCE)
-            self._fill(weight[some], 0.0 if bias is None else bias[some].astype(np.float64), first)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the factors
+            for first in range(0, self._entries, _AT_ONCE):
+                some = slice(first, first + _AT_ONCE)
+                self._fill(weight[some], 0.0 if bias is None else bias[some].astype(np.float64), first)
         if not np.isfinite(self._factors).all():
             raise ValueError("the head holds numbers that are not finite, or beyond what float32 can bound")
 
