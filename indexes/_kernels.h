@@ -1,4 +1,5 @@
-/* What the kernels share: one C file an index kind, one module (_kernels.c) that offers them to Python. */
+/* What the kernels share: one C file an index kind, one for the head of sparse encoders (_vocabulary.c), and one module
+ * (_kernels.c) that offers them to Python. */
 
 #ifndef RETRIEVERS_KERNELS_H
 #define RETRIEVERS_KERNELS_H

@@ -33,7 +33,8 @@ class SparseEncoder:
     the device). ``device`` is torch's name for it, by default the accelerator if there is one.
 
     ``dtype``, ``backend`` and ``workers`` are as in :class:`DenseEncoder`. The vocabulary's head stays in torch with each of
-    them, where it is pooled over positions in slices, and in float32 with ``"int8"``.
+    them, where it is pooled over positions in slices, and in float32 with ``"int8"``. In float32 on a processor it computes
+    only the entries that may be above zero, which changes no vector by more than float32 rounds.
 
     The score of two texts is the inner product of their vectors; with the similarity cosine these have length 1. Weights
     below zero, which only a trained table of queries can hold, count as zero.
