@@ -118,6 +118,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found
 
     monkeypatch.setattr(HeadBounds, "candidates", counted)
+    monkeypatch.setattr(vocabulary_head, "_LEAST_TOKENS", 1)
     return counts
 
 
@@ -182,6 +183,15 @@ def test_a_head_that_something_follows_is_computed_whole(monkeypatch: pytest.Mon
     found = [encoder.encode_document(TEXTS) for _ in range(2)][1]
     assert calls == []
     _assert_same(found, _whole(monkeypatch, encoder, TEXTS))
+
+
+def test_a_head_that_reads_little_makes_no_bounds(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    """They take the time of some hundred tokens: a few questions are answered sooner without them."""
+    monkeypatch.setattr(vocabulary_head, "_LEAST_TOKENS", 20)
+    encoder = SparseEncoder(str(splade_folder()), device="cpu")
+    for _ in range(10):
+        encoder.encode_query(["search"])  # 3 tokens
+    assert len(calls) == 3
 
 
 def test_an_activation_that_is_not_known_gets_the_whole_head(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:

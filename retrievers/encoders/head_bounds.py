@@ -16,6 +16,8 @@ the norm of what is summed is at most 181 on either side, and its product below 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ from retrievers.indexes import kernels
 _ENTRIES, _QUAD, _CHUNK = 16, 4, 32  # as in _vocabulary.c
 _OFFSET, _MOST_TOKEN, _MOST_WEIGHT = 64, 63, 127  # a pair of products fits 16 bits
 _NORM = 177.0  # and at most 181 when 64 numbers are rounded
-_AT_ONCE = 4096  # entries that are turned into bytes together
+_AT_ONCE = 512  # entries that are turned into bytes together, in a cache
 
 
 def available() -> bool:
@@ -48,6 +50,7 @@ class HeadBounds:
         # By such a share of the norms float32 is off at most, in logits (Higham, 2002, section 3.1) as in the bounds.
         self._rounding = 4 * (dimension + 8) * 2.0**-24
         panels, chunks = -(-self._entries // _ENTRIES), -(-self._quads // _CHUNK)
+        self._halves = _halves(self._quads)
         self._panels = np.zeros((panels, self._quads, _ENTRIES, _QUAD), np.int8)
         self._corrections = np.zeros((panels, chunks, _ENTRIES, 2), np.int16)
         self._factors = np.zeros((4, panels * _ENTRIES), np.float32)
@@ -61,20 +64,24 @@ class HeadBounds:
     def _fill(self, weight: NDArray[np.float32], bias: NDArray[np.float64] | float, first: int) -> None:
         """The entries from ``first``, a multiple of a panel's."""
         count, dimension = weight.shape
-        wide = np.zeros((-(-count // _ENTRIES) * _ENTRIES, self._quads * _QUAD))
-        wide[:count, :dimension] = weight
-        steps = _steps(wide, _MOST_WEIGHT)
-        codes = np.rint(wide / steps[:, None])
-        panels = slice(first // _ENTRIES, first // _ENTRIES + len(wide) // _ENTRIES)
-        self._panels[panels] = codes.reshape(-1, _ENTRIES, self._quads, _QUAD).swapaxes(1, 2)
-        offsets = (-_OFFSET * _halves(codes)).astype(np.int64)
-        # Modulo 2 ** 16, as the kernel adds.
-        self._corrections[panels] = offsets.reshape(-1, _ENTRIES, *offsets.shape[1:]).swapaxes(1, 2).astype(np.int16)
-        bases = wide @ self._centre
+        rows = np.zeros((-(-count // _ENTRIES) * _ENTRIES, self._quads * _QUAD), np.float32)
+        rows[:count, :dimension] = weight
+        squares = rows * rows @ self._halves
+        steps = _steps(np.maximum(rows.max(axis=1), -rows.min(axis=1)), squares, _MOST_WEIGHT)
+        codes = np.rint(rows / steps[:, None])
+        panels = slice(first // _ENTRIES, (first + len(rows)) // _ENTRIES)
+        quads = codes.astype(np.int8).view(np.int32).reshape(-1, _ENTRIES, self._quads)  # moved as one number each
+        self._panels[panels].view(np.int32)[..., 0] = quads.swapaxes(1, 2)
+        offsets = (
+            (-_OFFSET * (codes @ self._halves)).astype(np.int64).reshape(-1, _ENTRIES, *self._corrections.shape[1::2])
+        )
+        self._corrections[panels] = offsets.swapaxes(1, 2).astype(np.int16)  # modulo 2 ** 16, as the kernel adds
+        bases = rows @ self._centre.astype(np.float32)
         bases[:count] += bias + 2.0**-20 * np.abs(bias)
-        errors = np.linalg.norm(wide - codes * steps[:, None], axis=1)
-        cells = slice(first, first + len(wide))
-        self._factors[:, cells] = steps, bases, np.linalg.norm(wide, axis=1), errors
+        codes *= steps[:, None]
+        codes -= rows
+        errors = np.sqrt(np.einsum("ij,ij->i", codes, codes))
+        self._factors[:, first : first + len(rows)] = steps, bases, np.sqrt(squares.sum(axis=1)), errors
 
     def candidates(self, hidden: NDArray[np.float32]) -> NDArray[np.int32] | None:
         """The entries that may have a logit above zero for a token of ``hidden``, float32 ``[tokens, dim]``, ascending.
@@ -87,7 +94,8 @@ class HeadBounds:
         if not np.isfinite(reach):
             return None
         tokens -= self._centre
-        step = float(_steps(tokens, _MOST_TOKEN).max(initial=1e-30))
+        steps = _steps(np.abs(tokens).max(axis=1), tokens * tokens @ self._halves, _MOST_TOKEN)
+        step = float(steps.max(initial=1e-30))
         codes = np.rint(tokens / step)
         error = np.linalg.norm(tokens - codes * step, axis=1).max(initial=0)
         length = np.linalg.norm(codes, axis=1).max(initial=0) * step
@@ -107,14 +115,19 @@ class HeadBounds:
         return found[:count]
 
 
-def _halves(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sums ``[n, chunks, 2]`` that the kernel takes apart from one another, of ``[n, quads * 4]``."""
-    quads = numbers.reshape(len(numbers), -1, 2, 2).sum(axis=3)
-    return np.add.reduceat(quads, range(0, quads.shape[1], _CHUNK), axis=1)
+def _halves(quads: int) -> NDArray[np.float32]:
+    """The matrix ``[quads * 4, chunks * 2]`` whose product with rows are the sums that the kernel takes apart."""
+    places = np.arange(quads * _QUAD)
+    found = np.zeros((len(places), -(-quads // _CHUNK) * 2), np.float32)
+    found[places, places // (_CHUNK * _QUAD) * 2 + places // 2 % 2] = 1
+    return found
 
 
-def _steps(numbers: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Of each row the step in which no number is above ``most``, and no half of a chunk longer than is allowed."""
-    longest = np.sqrt(_halves(numbers**2).max(axis=(1, 2)))
-    steps = np.maximum(np.abs(numbers).max(axis=1) / most, longest / _NORM)
-    return np.where(steps > 0, steps, 1.0)
+def _steps(highest: NDArray[Any], squares: NDArray[Any], most: int) -> NDArray[Any]:
+    """Of each row the step in which no number is above ``most``, and no half of a chunk longer than is allowed.
+
+    ``highest`` and ``squares`` are the greatest number of a row, without its sign, and the sums of squares of its halves.
+    """
+    steps: NDArray[Any] = np.maximum(highest / most, np.sqrt(squares.max(axis=1)) / _NORM)
+    steps[steps == 0] = 1
+    return steps

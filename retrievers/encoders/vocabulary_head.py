@@ -33,6 +33,7 @@ _ACCELERATOR_NUMBERS = 1 << 26
 _CUT_AT_ZERO = ("relu", "log1p_relu")  # activations that make zero of what is not above it
 _MOST_CANDIDATES = 0.5  # of the vocabulary: with more, on average, the whole head is quicker
 
+_LEAST_TOKENS = 256  # that a head reads before it gets bounds: these cost as much as some two hundred
 _SAMPLED = 1021  # one number of so many tells one state of the weights from the next
 
 _wanted: ContextVar[bool] = ContextVar("retrievers_pooled_head", default=False)
@@ -109,12 +110,14 @@ class _PooledLinear(torch.nn.Linear):
         if mask is None:
             return super().forward(input)
         state = _states.get(self) if _few_matter(input, self.weight, self.bias) else None
-        if state is not None and state.last:
+        if state is not None and state.last and state.tokens >= _LEAST_TOKENS:
             found = positive_logits(input, self.weight, self.bias, mask, state)
         else:
             found = highest_logits(input, self.weight, self.bias, mask)
-            if state is not None and state.last is None:
-                _first.set((state, found.clone().unsqueeze(1)))
+            if state is not None:
+                state.tokens += mask.numel()
+                if state.last is None:
+                    _first.set((state, found.clone().unsqueeze(1)))
         return found.unsqueeze(1)
 
     def train(self, mode: bool = True) -> Any:
@@ -129,6 +132,8 @@ class _State:
 
     #: Whether its output is what the model gives, which is seen in the first pass: what is added to it would count else.
     last: bool | None = None
+    #: How many tokens it has read whole.
+    tokens: int = 0
     #: Which weights :attr:`bounds` were made from, and these themselves: an id is given again when its owner is gone.
     made_from: list[tuple[object, ...]] = field(default_factory=list)
     holders: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
