@@ -107,9 +107,7 @@ def maxsim_scores(*arguments: Any) -> None:
     query tokens as bfloat16 in uint16 ``[panels, padded dimension / 2, 16, 2]``; int64 ``[queries + 1]``; float32
     ``[rows, queries]``, which is written. Raises ValueError where these do not fit together.
     """
-    if _module is None:
-        raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
-    _module.maxsim_scores(*arguments)
+    _required().maxsim_scores(*arguments)
 
 
 def plaid_assign(*arguments: Any) -> None:
@@ -119,9 +117,7 @@ def plaid_assign(*arguments: Any) -> None:
     bfloat16 in uint16 ``[count, padded dimension]``, a multiple of 32 of them; int32 ``[n]``, which is written. Raises
     ValueError where these do not fit together.
     """
-    if _module is None:
-        raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
-    _module.plaid_assign(*arguments)
+    _required().plaid_assign(*arguments)
 
 
 def vocabulary_level() -> int:
@@ -137,6 +133,10 @@ def vocabulary_bound(*arguments: Any) -> int:
     pairs; float32 ``[4, panels * 16]``: steps, bases, norms and errors; int32 ``[panels * 16]``, where these entries are
     written in order. Raises ValueError where these do not fit together.
     """
+    return int(_required().vocabulary_bound(*arguments))
+
+
+def _required() -> ModuleType:
     if _module is None:
         raise RuntimeError("the kernels are not compiled, or RETRIEVERS_KERNELS=numpy")
-    return int(_module.vocabulary_bound(*arguments))
+    return _module

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from noise import noise_like
 
 from retrievers.indexes.bitmaps import pack
 
@@ -90,7 +91,7 @@ def run_damaged_dense(module: Any, seed: int) -> None:
     name = str(rng.choice(["values", "queries", "rows", "mask", "longest", "dimension"]))
     value = case[name]
     if isinstance(value, np.ndarray):
-        noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+        noise = noise_like(rng, value)
         case[name] = [value[: rng.integers(len(value) + 1)], noise][rng.integers(2)]
     elif value is not None:
         case[name] = [np.nan, -1.0][rng.integers(2)] if name == "longest" else int(rng.choice([-1, 0, 2, 1 << 40]))

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from noise import noise_like
 
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.postings import assemble
@@ -141,8 +142,7 @@ def damaged_case(seed: int) -> dict[str, Any]:
             noise = rng.integers(0, 256, 3 * value.itemsize, dtype=np.uint8)
             value[at] = noise.view(value.dtype)
         elif how == 1:  # rubbish
-            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8)
-            case[name] = noise.view(value.dtype)
+            case[name] = noise_like(rng, value)
         elif how == 2:  # cut
             case[name] = value[: rng.integers(len(value) + 1)].copy()
         elif how == 3:  # swapped

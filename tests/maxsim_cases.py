@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from noise import noise_like
 
 from retrievers.indexes import maxsim
 
@@ -66,7 +67,7 @@ def damaged_maxsim_case(seed: int) -> dict[str, Any]:
         value = case[name]
         if value is not None:
             some = rng.integers(len(value) + 1)
-            noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+            noise = noise_like(rng, value)
             spoilt = [value[:some], value[::-1], np.concatenate([value, value]), noise, value - 1]
             case[name] = np.ascontiguousarray(spoilt[rng.integers(5)])
     return case
@@ -110,7 +111,7 @@ def run_damaged_exact(module: Any, seed: int) -> None:
     case = exact_case(seed)
     name = str(rng.choice(["values", "queries", "starts", "sizes", "first", "count"]))
     value = case[name]
-    noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+    noise = noise_like(rng, value)
     case[name] = [value[: rng.integers(len(value) + 1)], noise, value - 3][rng.integers(3)]
     with contextlib.suppress(ValueError):
         run_exact(module, case)

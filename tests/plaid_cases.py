@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from noise import noise_like
 
 from retrievers.indexes import _plaid_numpy, maxsim, plaid
 from retrievers.indexes.bitmaps import pack
@@ -93,7 +94,7 @@ def run_damaged_plaid(module: Any, seed: int) -> None:
     # Offsets are checked once, when an index is opened; everything else may hold anything.
     for name in rng.choice(["centroids", "codes", "residuals", "steps", "tables", "levels", "list_rows", "query"], 2):
         value = case[name]
-        noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+        noise = noise_like(rng, value)
         case[name] = np.ascontiguousarray([value[: rng.integers(len(value) + 1)], noise, noise][rng.integers(3)])
     for level in range(module.maxsim_level() + 1):
         with contextlib.suppress(ValueError):

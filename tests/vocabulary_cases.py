@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from noise import noise_like
 
 
 def vocabulary_case(seed: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def run_damaged_vocabulary(module: Any, seed: int) -> None:
     name = str(rng.choice(list(case)))
     value = case[name]
     if isinstance(value, np.ndarray):
-        noise = rng.integers(0, 256, value.nbytes, dtype=np.uint8).view(value.dtype).reshape(value.shape)
+        noise = noise_like(rng, value)
         case[name] = np.ascontiguousarray([value[: rng.integers(len(value) + 1)], noise][rng.integers(2)])
     else:
         case[name] = int(rng.choice([-1, 0, 2, 1 << 40])) if isinstance(value, int) else np.nan

@@ -147,12 +147,12 @@ class _State:
         self.made_from, self.bounds = [], None
 
     def current(
-        self, hidden: NDArray[np.float32], weight: torch.Tensor, bias: torch.Tensor | None
+        self, hidden: torch.Tensor, kept: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> head_bounds.HeadBounds | None:
-        """The bounds of these weights, made now if others were seen before."""
+        """The bounds of these weights, made now, about the hidden states that are ``kept``, if others were seen before."""
         seen = [(id(one), *_version(one)) for one in (weight, bias) if one is not None]
         if seen != self.made_from or any(one() is None for one in self.holders):
-            centre = hidden.mean(axis=0)
+            centre = hidden[kept].mean(dim=0).numpy()
             if not np.isfinite(centre).all():
                 return None
             try:
@@ -206,9 +206,11 @@ def positive_logits(
 ) -> torch.Tensor:
     """As :func:`highest_logits` where that is above zero; elsewhere some number that is not. Without gradients, in float32."""
     kept = mask.bool()
-    rows = [hidden[row, kept[row]] for row in range(len(hidden))]
-    bounds = state.current(hidden[kept].numpy(), weight, bias)
-    chosen = None if bounds is None else _candidates(bounds, rows)
+    bounds = state.current(hidden, kept, weight, bias)
+    if bounds is None:
+        return highest_logits(hidden, weight, bias, mask)
+    rows = [tokens[some] for tokens, some in zip(hidden, kept, strict=True)]
+    chosen = _candidates(bounds, rows)
     if chosen is None:
         return highest_logits(hidden, weight, bias, mask)
     state.count(chosen, len(weight))
