@@ -14,6 +14,7 @@ setup(
                 "indexes/_documents.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
+                "indexes/_linear.c",
                 "indexes/_maxsim.c",
                 "indexes/_maxsim_exact.c",
                 "indexes/_plaid.c",

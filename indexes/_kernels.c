@@ -3,6 +3,7 @@
 #include "_kernels.h"
 
 static PyMethodDef methods[] = {
+    {"bytes_level", bytes_level, METH_NOARGS, "Whether there are instructions for products of bytes."},
     {"dense_best", dense_best, METH_VARARGS, "The best of the rows that were proposed for every query."},
     {"dense_offer", dense_offer, METH_VARARGS, "The best rows of every query out of a block of scores."},
     {"dense_scan", dense_scan, METH_VARARGS, "The best of all rows, or of those in a bitmap, of every query."},
@@ -10,11 +11,13 @@ static PyMethodDef methods[] = {
     {"documents_find", documents_find, METH_VARARGS, "The rows of ids of stored documents."},
     {"documents_made", documents_made, METH_VARARGS, "Stored documents as objects."},
     {"documents_read", documents_read, METH_VARARGS, "Parts of stored documents."},
+    {"gelu", gelu, METH_VARARGS, "The activation GELU."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
     {"inverted_prepare", inverted_prepare, METH_VARARGS, "Postings to be searched again and again."},
     {"inverted_slices", inverted_slices, METH_VARARGS, "Room for what searches by slices keep of postings."},
     {"inverted_within", inverted_within, METH_VARARGS, "The best rows of a query but for a part that is given up."},
+    {"linear_bytes", linear_bytes, METH_VARARGS, "A linear layer in 8-bit integers."},
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},
     {"maxsim_scores", maxsim_scores, METH_VARARGS, "Scores of late interaction in bfloat16."},
     {"maxsim_exact", maxsim_exact, METH_VARARGS, "Scores of late interaction in float64."},
@@ -22,7 +25,6 @@ static PyMethodDef methods[] = {
     {"plaid_decode", plaid_decode, METH_VARARGS, "The token vectors that codes stand for."},
     {"plaid_search", plaid_search, METH_VARARGS, "Candidates of late interaction over compressed token vectors."},
     {"vocabulary_bound", vocabulary_bound, METH_VARARGS, "Entries of a vocabulary that a text may have."},
-    {"vocabulary_level", vocabulary_level, METH_NOARGS, "Whether there are the instructions for that."},
     {NULL, NULL, 0, NULL},
 };
 

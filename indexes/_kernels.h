@@ -1,4 +1,4 @@
-/* What the kernels share: one C file an index kind, one for the head of sparse encoders (_vocabulary.c), and one module
+/* What the kernels share: one C file an index kind, two for encoders (_linear.c, _vocabulary.c), and one module
  * (_kernels.c) that offers them to Python. */
 
 #ifndef RETRIEVERS_KERNELS_H
@@ -45,6 +45,10 @@ static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
 #define LOAD_ACQUIRE(at) (*(const volatile uint8_t *)(at))
 #endif
 
+/* Whether the processor multiplies bytes as _linear.c and _vocabulary.c do: AVX2. */
+int has_bytes(void);
+
+PyObject *bytes_level(PyObject *module, PyObject *arguments);
 PyObject *dense_best(PyObject *module, PyObject *arguments);
 PyObject *dense_offer(PyObject *module, PyObject *arguments);
 PyObject *dense_scan(PyObject *module, PyObject *arguments);
@@ -52,11 +56,13 @@ PyObject *dense_scores(PyObject *module, PyObject *arguments);
 PyObject *documents_find(PyObject *module, PyObject *arguments);
 PyObject *documents_made(PyObject *module, PyObject *arguments);
 PyObject *documents_read(PyObject *module, PyObject *arguments);
+PyObject *gelu(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
 PyObject *inverted_slices(PyObject *module, PyObject *arguments);
 PyObject *inverted_within(PyObject *module, PyObject *arguments);
+PyObject *linear_bytes(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 PyObject *maxsim_exact(PyObject *module, PyObject *arguments);
@@ -64,6 +70,5 @@ PyObject *plaid_assign(PyObject *module, PyObject *arguments);
 PyObject *plaid_decode(PyObject *module, PyObject *arguments);
 PyObject *plaid_search(PyObject *module, PyObject *arguments);
 PyObject *vocabulary_bound(PyObject *module, PyObject *arguments);
-PyObject *vocabulary_level(PyObject *module, PyObject *arguments);
 
 #endif

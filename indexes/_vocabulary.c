@@ -3,7 +3,7 @@
  *
  * AVX2 multiplies pairs of an unsigned and a signed byte and sums them in 16 bits. Sums may wrap around on their way:
  * what they come to fits (head_bounds.py scales the numbers so), and so is exact. Elsewhere there is no such pass
- * (vocabulary_level is 0). */
+ * (bytes_level is 0). */
 
 #include "_kernels.h"
 
@@ -33,15 +33,6 @@ typedef struct {
     int64_t tokens, quads, panel_count, entries;
     float step, norm_slack, error_slack;
 } Text;
-
-static int level(void) {
-#if BYTES
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") != 0;
-#else
-    return 0;
-#endif
-}
 
 #if BYTES
 
@@ -119,13 +110,6 @@ static int64_t bound(const Text *text) {
 
 #endif
 
-/* vocabulary_level(): 1 where vocabulary_bound can run, 0 elsewhere. */
-PyObject *vocabulary_level(PyObject *module, PyObject *arguments) {
-    (void)module;
-    (void)arguments;
-    return PyLong_FromLong(level());
-}
-
 /* vocabulary_bound(entries, quads, codes, panels, corrections, factors, step, norm_slack, error_slack, found) -> count */
 PyObject *vocabulary_bound(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -136,7 +120,7 @@ PyObject *vocabulary_bound(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "LLy*y*y*y*fffw*", &entries, &quads, b + CODES, b + PANELS, b + CORRECTIONS, b + FACTORS,
                           &step, &norm_slack, &error_slack, b + FOUND))
         return NULL;
-    int failed = !level() || entries < 0 || entries > INT32_MAX - ENTRIES || quads < 1 || quads > 1 << 20;
+    int failed = !has_bytes() || entries < 0 || entries > INT32_MAX - ENTRIES || quads < 1 || quads > 1 << 20;
     int64_t count = 0;
     if (!failed) {
         const int64_t panels = (entries + ENTRIES - 1) / ENTRIES, cells = panels * ENTRIES, width = quads * QUAD;

@@ -120,9 +120,29 @@ def plaid_assign(*arguments: Any) -> None:
     _required().plaid_assign(*arguments)
 
 
-def vocabulary_level() -> int:
-    """Whether :func:`vocabulary_bound` can run: 1 where the kernels are compiled and the processor has AVX2, else 0."""
-    return 0 if _module is None else int(_module.vocabulary_level())
+def bytes_level() -> int:
+    """Whether products of bytes can be taken: 1 where the kernels are compiled and the processor has AVX2, else 0."""
+    return 0 if _module is None else int(_module.bytes_level())
+
+
+def gelu(*arguments: Any) -> None:
+    """The activation GELU, off by 3e-7 times a number at most: ``(values, out)``, float32 arrays of one size.
+
+    Raises ValueError where they are not.
+    """
+    _required().gelu(*arguments)
+
+
+def linear_bytes(*arguments: Any) -> None:
+    """A linear layer in 8-bit integers.
+
+    ``(inputs, outputs, values, panels, sums, steps, bias, out)``: float32 ``[rows, inputs]``; with inputs in groups of 128,
+    the last one padded, and outputs in panels of 16: int8 ``[panels, groups, 32, 16, 4]``, the weights of four inputs beside
+    one another; int16 ``[panels, groups, 2, 16, 2]``, sums of those whose products are summed in one place; float32
+    ``[panels, groups, 16]`` steps and ``[panels * 16]``; float32 ``[rows, outputs]``, which is written: NaN where an input is
+    no finite number or above 1e18. Raises ValueError where these do not fit together.
+    """
+    _required().linear_bytes(*arguments)
 
 
 def vocabulary_bound(*arguments: Any) -> int:

@@ -23,6 +23,7 @@ from inverted_cases import (
     run_damaged_within,
     run_within,
 )
+from linear_cases import check_linear, linear_case, run_damaged_linear
 from maxsim_cases import (
     check_maxsim,
     damaged_maxsim_case,
@@ -62,10 +63,12 @@ def run_everything(module: Any, seeds: range) -> None:
         run_damaged_dense(module, seed)
         check_plaid(module, plaid_case(seed))
         run_damaged_plaid(module, seed)
-        if module.vocabulary_level():
+        if module.bytes_level():
             vocabulary = vocabulary_case(seed)
             assert run_vocabulary(module, vocabulary) == wanted_vocabulary(vocabulary), f"seed {seed}"
             run_damaged_vocabulary(module, seed)
+            check_linear(module, linear_case(seed))
+            run_damaged_linear(module, seed)
         count = count_case(seed)
         assert run_count(module, count) == run_count(twin, count), f"seed {seed}"
         with contextlib.suppress(ValueError):

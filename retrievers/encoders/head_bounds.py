@@ -31,7 +31,7 @@ _AT_ONCE = 512  # entries that are turned into bytes together, in a cache
 
 def available() -> bool:
     """Whether this machine has the instructions, and the kernels are compiled."""
-    return kernels.vocabulary_level() > 0
+    return kernels.bytes_level() > 0
 
 
 class HeadBounds:

@@ -165,10 +165,10 @@ class NeuralModel:
             for reader in readers:
                 runtimes.install(reader, self.backend, dtype or "float32")
         elif dtype == "int8":
-            from retrievers.encoders.int8 import replace_linear
+            from retrievers.encoders import int8
 
             heads = [reader.model.get_output_embeddings() for reader in self._readers()]
-            self._converted = replace_linear(self.model, but=heads) > 0
+            self._converted = int8.convert(self.model, but=heads) > 0
             if not self._converted:
                 raise EncoderError("the model has no linear layers to compute in int8: leave dtype out")
         if dtype is not None and dtype != "int8":
