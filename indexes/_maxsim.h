@@ -9,12 +9,14 @@
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11 && defined(__x86_64__) && defined(__linux__)
 #define WIDE 1
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define AVX2 __attribute__((target("avx2,fma")))
 #else
 #define WIDE 0
 #endif
 
 enum { LANES = 16, STEP = 32, TOGETHER = 256 }; /* tokens of a panel, dimensions of a tile, document tokens at a time */
-enum { NONE, AVX512_BF16, AMX_BF16 };
+enum { NONE, AVX512_BF16, AMX_BF16, AVX2_INT16 };
+enum { SPARE = 8 }; /* tokens beyond a block that are multiplied and not looked at */
 
 typedef struct Job Job;
 
@@ -22,20 +24,27 @@ struct Job {
     const void *values; /* [tokens, dimension], float16 or int8 */
     const float *scales; /* [tokens], or NULL for float16 */
     const int64_t *starts, *sizes; /* [rows] */
-    const uint16_t *panels; /* bfloat16 [panels, padded / 2, LANES, 2] */
+    const uint16_t *panels; /* bfloat16, or int16, [panels, padded / 2, LANES, 2] */
     const int64_t *offsets; /* [queries + 1] into the tokens of the panels */
     float *scores; /* [rows, queries] */
     int64_t tokens, dimension, padded, rows, panel_count, queries;
-    uint16_t *block; /* [TOGETHER, padded] */
-    float *factors; /* [TOGETHER], the scales of the block */
+    uint16_t *block; /* [TOGETHER + SPARE, padded] */
+    float *factors; /* [TOGETHER + SPARE], the scales of the block */
     int64_t *owners; /* [TOGETHER], which row of the group a token of the block belongs to */
     float *best; /* [rows of a group, panels, LANES] */
     void (*fill)(const Job *, int64_t token, uint16_t *out); /* one token as bfloat16 [padded] */
     const void *codec; /* what fill needs besides */
+    const float *steps; /* [panels, LANES] of int16, else NULL */
+    float longest; /* no token of float16 is longer: what int16 needs */
 };
 
 /* Which instructions there are: NONE, AVX512_BF16 or AMX_BF16. */
 int bfloat16_level(void);
+
+/* With AVX2, tokens as int16 (_maxsim_short.c): one token [padded], whose factor is returned, NaN where a
+ * number is above the longest; and a block multiplied with all panels. */
+float short_fill(const Job *job, int64_t token, uint16_t *out);
+void short_multiply(const Job *job, int64_t count);
 
 /* Room for a job whose sizes are set: 0 where there is no memory. To be freed in any case. */
 int job_allocate(Job *job);

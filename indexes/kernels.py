@@ -100,12 +100,14 @@ def maxsim_level() -> int:
 
 
 def maxsim_scores(*arguments: Any) -> None:
-    """Fast scores of late interaction, off by what bfloat16 and float32 round.
+    """Fast scores of late interaction, off by what bfloat16, or int16, and float32 round.
 
-    ``(level, dimension, values, scales, starts, sizes, panels, offsets, scores)``: a level of 1 up to
-    :func:`maxsim_level`; float16 or int8 ``[tokens, dimension]``, with float32 ``[tokens]`` for int8; int64 ``[rows]`` each;
-    query tokens as bfloat16 in uint16 ``[panels, padded dimension / 2, 16, 2]``; int64 ``[queries + 1]``; float32
-    ``[rows, queries]``, which is written. Raises ValueError where these do not fit together.
+    ``(level, dimension, longest, values, scales, starts, sizes, panels, steps, offsets, scores)``: a level of 1 up to
+    :func:`maxsim_level`, or 3 for int16, where :func:`bytes_level` is 1; for int16 what no token of float16 exceeds in
+    length (a row with one that does may get NaN); float16 or int8 ``[tokens, dimension]``, with float32 ``[tokens]`` for
+    int8; int64 ``[rows]`` each; query tokens as bfloat16 in uint16 ``[panels, padded dimension / 2, 16, 2]``, or as int16
+    alike and steps in float32 ``[panels * 16]``, else None; int64 ``[queries + 1]``; float32 ``[rows, queries]``, which is
+    written. Raises ValueError where these do not fit together.
     """
     _required().maxsim_scores(*arguments)
 

@@ -3,8 +3,8 @@
 The score of a document is the sum, over the tokens of the query, of the highest inner product with any of its tokens.
 As in :mod:`retrievers.indexes.exact`, a fast pass finds the rows that may be among the best, and each of these is scored
 for itself in float64; so scores do not depend on what is scored together. The fast pass is in bfloat16 where the
-processor multiplies that (AVX-512 or AMX), and in float32 elsewhere; what it rounds is in the bound that decides which
-rows may be among the best.
+processor multiplies that (AVX-512 or AMX), in int16 with AVX2, and in float32 elsewhere; what it rounds is in the bound
+that decides which rows may be among the best.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ _LONGEST_SCORE = 1e34
 _CELLS = 1 << 20  # similarities that are held at a time: they stay near the processor
 _TOKENS = 1 << 12  # document tokens that are scored at a time
 _TOGETHER = 256  # query tokens that are scored at a time
-_TOGETHER_NARROW = 1 << 12  # in bfloat16, where the documents' side has to be made for each time
+_TOGETHER_NARROW = 1 << 12  # by the kernel, where the documents' side has to be made for each time
 _ROWS = 1 << 11  # rows between two looks for the best so far
 _LANES = 16  # query tokens that the kernel takes beside one another
 _STEP = 32  # what their dimensions are padded to
+_INT16, _MOST_SHORT = 3, 1 << 16  # that level, and its dimensions at most
 _LARGEST_NARROW = 1e37  # of a query's numbers: rounding them up must not reach infinity
 _COPIED = 1 << 16  # tokens that are encoded at a time
 
@@ -205,8 +206,8 @@ class MaxSimIndex:
         found = nothing(len(given))
         k = min(k, len(rows))
         if k:
-            level = level_for(given.values)
-            # Where there is no bfloat16, products of matrices have threads of their own.
+            level = scan_level(given.values, self)
+            # Without the kernel, products of matrices have threads of their own.
             threads = granted() if level and len(given) > 1 else 1
             share = -(-len(given.values) // threads)
             together = min(_TOGETHER_NARROW, max(_TOGETHER, share)) if level else _TOGETHER
@@ -269,14 +270,19 @@ class MaxSimIndex:
 
         fetch = fetched(k, len(rows))
         if level:
-            # bfloat16 keeps 8 binary digits. Codes fit into them; 1.01 is for what rounding adds to the lengths.
-            narrowed = wide - _wide(_narrow(queries.values))
-            off = np.sqrt((narrowed**2).sum(axis=1)) + (norms * 2.0**-8 if self._scales is None else 0)
+            # What is lost of the queries, and of documents, relative to their lengths: bfloat16 keeps 8 binary digits, a
+            # step is a 32,767th of a token's length. Codes fit. 1.01 is for what rounding adds to the lengths.
+            if level == _INT16:
+                codes, steps = _short(queries.values)
+                kept, lost = codes * steps.astype(np.float64)[:, None], 0.52 / 32767 * self.dimension**0.5
+            else:
+                kept, lost = _wide(_narrow(queries.values)).astype(np.float64), 2.0**-8
+                fetch = min(len(rows), 4 * fetch)
+            off = np.sqrt(((wide - kept) ** 2).sum(axis=1)) + (norms * lost if self._scales is None else 0)
             error = 1.01 * (error + np.add.reduceat(off, queries.offsets[:-1]) * self._longest)
-            fetch = min(len(rows), 4 * fetch)
 
         def fast(taken: TokenVectors) -> Iterator[Scored]:
-            return self._narrow_scores(taken, rows, level) if level else self._fast_scores(taken, rows)
+            return self._kernel_scores(taken, rows, level) if level else self._fast_scores(taken, rows)
 
         best = highest(fast(queries), self.size, len(queries), fetch, None)
         found, bounds, open_ = settle(*best, error, k, len(rows), score, floor)
@@ -285,14 +291,21 @@ class MaxSimIndex:
             place(found, open_, sift(blocks, bounds[open_], k, lambda numbers, rows: score(open_[numbers], rows)))
         return found
 
-    def _narrow_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
-        """Scores by way of bfloat16 of rows that have tokens, some at a time."""
-        panels = as_panels(queries.values)
+    def _kernel_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
+        """Scores by way of bfloat16 or int16 of rows that have tokens, some at a time."""
+        if level == _INT16:
+            codes, steps = _short(queries.values)
+            panels = _panels(codes.view(np.uint16)), np.pad(steps, (0, -len(steps) % _LANES))
+        else:
+            panels = as_panels(queries.values), None
+        longest = 1.001 * self._longest  # which rounding reaches
         scores = np.empty((min(_ROWS, len(rows)), len(queries)), np.float32)
         for first in range(0, len(rows), _ROWS):
             some = rows[first : first + _ROWS]
             mine = scores[: len(some)]
-            kernels.maxsim_scores(level, self.dimension, *self._addressed(some), panels, queries.offsets, mine)
+            kernels.maxsim_scores(
+                level, self.dimension, longest, *self._addressed(some), *panels, queries.offsets, mine
+            )
             if not np.isfinite(mine).all():
                 raise self._damaged()
             yield some, mine.T
@@ -372,6 +385,14 @@ def level_for(queries: NDArray[np.float32]) -> int:
     return kernels.maxsim_level() if np.abs(queries).max(initial=0) < _LARGEST_NARROW else 0
 
 
+def scan_level(queries: NDArray[np.float32], index: MaxSimIndex) -> int:
+    """How documents can be scored: as :func:`level_for` says, or in int16; 0 for float32."""
+    level = level_for(queries)
+    if level or not kernels.bytes_level() or np.abs(queries).max(initial=0) >= _LARGEST_NARROW:
+        return level
+    return _INT16 if index.dimension <= _MOST_SHORT and 1e-20 < index._longest < 1e20 else 0
+
+
 def check_token_vectors(vectors: Vectors) -> TokenVectors:
     if not isinstance(vectors, TokenVectors):
         raise VectorError(f"a maxsim index takes TokenVectors; got {type(vectors).__name__}")
@@ -426,6 +447,13 @@ def _narrow(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
     rounded[np.abs(values) < 2.0**-125] = 0
     return rounded.astype(np.uint16)
+
+
+def _short(values: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Tokens as int16 times a step of their own, a 32,767th of their length; the codes of zeros are zeros."""
+    steps = np.sqrt((values.astype(np.float64) ** 2).sum(axis=1)) / 32767
+    steps = np.maximum(steps, 2.0**-126).astype(np.float32)
+    return np.rint(values / steps[:, None].astype(np.float64)).clip(-32767, 32767).astype(np.int16), steps
 
 
 def _wide(narrow: NDArray[np.uint16]) -> NDArray[np.float32]:

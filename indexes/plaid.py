@@ -29,6 +29,7 @@ from retrievers.indexes.maxsim import (
     level_for,
     offsets_of,
     portions,
+    scan_level,
     take_queries,
 )
 from retrievers.indexes.parameters import AUTO, AnyParameter, Parameter, check_parameters
@@ -231,7 +232,7 @@ class PlaidIndex(MaxSimIndex):
             if len(rows) < min(k, permitted):
                 return False
             one = take_queries(given, np.array([number], np.int64))
-            best = self._search(one, min(k, len(rows)), rows, level_for(query), None)
+            best = self._search(one, min(k, len(rows)), rows, scan_level(query, self), None)
             found.rows[number], found.scores[number] = best.rows[0], best.scores[0]
             return True
 

@@ -11,6 +11,8 @@ from noise import noise_like
 
 from retrievers.indexes import maxsim
 
+INT16 = maxsim._INT16
+
 
 def maxsim_case(seed: int) -> dict[str, Any]:
     """Arguments of ``maxsim_scores``: documents of no token and of many, queries too."""
@@ -23,6 +25,7 @@ def maxsim_case(seed: int) -> dict[str, Any]:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     return {
         "dimension": dimension,
+        "longest": 20.0,
         "values": rng.integers(-127, 128, (tokens, dimension)).astype(np.int8)
         if codes
         else rng.standard_normal((tokens, dimension)).astype(np.float16),
@@ -30,40 +33,64 @@ def maxsim_case(seed: int) -> dict[str, Any]:
         "starts": (np.cumsum(sizes) - sizes)[::-1].astype(np.int64),
         "sizes": sizes[::-1].copy(),
         "panels": rng.standard_normal((int(offsets[-1]), dimension)).astype(np.float32),
+        "steps": None,
         "offsets": offsets,
     }
+
+
+def levels(module: Any) -> list[int]:
+    """The ways in which this processor scores fast."""
+    return [*range(1, module.maxsim_level() + 1), *([INT16] if module.bytes_level() else [])]
 
 
 def run_maxsim(module: Any, level: int, case: dict[str, Any]) -> Any:
     rows, queries = len(case["starts"]), max(0, len(case["offsets"]) - 1)
     scores = np.full((rows, queries), np.nan, np.float32)
-    panels = case["panels"] if case["panels"].dtype == np.uint16 else maxsim._panels(maxsim._narrow(case["panels"]))
-    module.maxsim_scores(level, *{**case, "panels": panels}.values(), scores)
+    module.maxsim_scores(level, *(case | in_panels(level, case)).values(), scores)
     return scores
 
 
+def in_panels(level: int, case: dict[str, Any]) -> dict[str, Any]:
+    """The queries of a case as a level takes them."""
+    if case["panels"].dtype != np.float32:
+        return {}
+    if level != INT16:
+        return {"panels": maxsim._panels(maxsim._narrow(case["panels"]))}
+    codes, steps = maxsim._short(case["panels"])
+    return {"panels": maxsim._panels(codes.view(np.uint16)), "steps": np.pad(steps, (0, -len(steps) % 16))}
+
+
 def check_maxsim(module: Any, case: dict[str, Any]) -> None:
-    """Against plain loops in float64 over what bfloat16 keeps of the numbers."""
-    queries = maxsim._wide(maxsim._narrow(case["panels"])).astype(np.float64)
-    documents = case["values"].astype(np.float32)
-    documents = maxsim._wide(maxsim._narrow(documents)).astype(np.float64)
-    if case["scales"] is not None:
-        documents *= case["scales"][:, None]
-    wanted = np.zeros((len(case["starts"]), len(case["offsets"]) - 1))
-    for row, (start, size) in enumerate(zip(case["starts"].tolist(), case["sizes"].tolist(), strict=True)):
-        for query, (first, last) in enumerate(itertools.pairwise(case["offsets"].tolist())):
-            best = (queries[first:last] @ documents[start : start + size].T).max(axis=1, initial=-np.inf)
-            wanted[row, query] = best.sum()
-    for level in range(1, module.maxsim_level() + 1):
-        np.testing.assert_allclose(run_maxsim(module, level, case), wanted, rtol=1e-5, atol=1e-3)
+    """Against plain loops in float64 over what bfloat16 keeps of the numbers, or int16, of documents but for a step."""
+    for level in levels(module):
+        documents = case["values"].astype(np.float32)
+        if level == INT16:
+            codes, steps = maxsim._short(case["panels"])
+            queries = codes * steps.astype(np.float64)[:, None]
+            norms = np.sqrt((queries**2).sum(axis=1))
+            lost = 0 if case["scales"] is not None else 0.52 / 32767 * case["longest"] * case["dimension"] ** 0.5
+        else:
+            queries = maxsim._wide(maxsim._narrow(case["panels"])).astype(np.float64)
+            documents = maxsim._wide(maxsim._narrow(documents))
+            norms, lost = np.zeros(len(queries)), 0
+        wide = documents.astype(np.float64)
+        if case["scales"] is not None:
+            wide *= case["scales"][:, None]
+        found = run_maxsim(module, level, case)
+        for row, (start, size) in enumerate(zip(case["starts"].tolist(), case["sizes"].tolist(), strict=True)):
+            for query, (first, last) in enumerate(itertools.pairwise(case["offsets"].tolist())):
+                best = (queries[first:last] @ wide[start : start + size].T).max(axis=1, initial=-np.inf)
+                slack = 1e-3 + norms[first:last].sum() * lost
+                np.testing.assert_allclose(found[row, query], best.sum(), rtol=1e-5, atol=slack)
 
 
 def damaged_maxsim_case(seed: int) -> dict[str, Any]:
     """A case with arrays that were cut, swapped, repeated or overwritten."""
     rng = np.random.default_rng(seed)
     case = maxsim_case(seed)
-    case["panels"] = maxsim._panels(maxsim._narrow(case["panels"]))
-    for name in rng.choice(["values", "scales", "starts", "sizes", "panels", "offsets"], 2, replace=False):
+    case |= in_panels(INT16 if rng.random() < 0.5 else 1, case)
+    names = ["values", "scales", "starts", "sizes", "panels", "steps", "offsets"]
+    for name in rng.choice(names, 2, replace=False):
         value = case[name]
         if value is not None:
             some = rng.integers(len(value) + 1)
@@ -74,7 +101,7 @@ def damaged_maxsim_case(seed: int) -> dict[str, Any]:
 
 
 def run_damaged_maxsim(module: Any, case: dict[str, Any]) -> None:
-    for level in range(3):
+    for level in range(4):
         with contextlib.suppress(ValueError):
             run_maxsim(module, level, case)
 

@@ -55,6 +55,14 @@ def pairs(found: Any, query: int = 0) -> list[tuple[int, float]]:
     return list(zip(found.rows[query].tolist(), found.scores[query].tolist(), strict=True))
 
 
+def draw_level(data: st.DataObject, patch: pytest.MonkeyPatch) -> None:
+    """One of the ways in which this processor scores fast: bfloat16, int16 or float32."""
+    level, short = data.draw(st.integers(0, kernels.maxsim_level())), data.draw(st.booleans())
+    patch.setattr(kernels, "maxsim_level", lambda: level)
+    if not short:
+        patch.setattr(kernels, "bytes_level", lambda: 0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_it_is_exhaustive_search_in_pieces_of_any_size(data: st.DataObject) -> None:
@@ -71,8 +79,7 @@ def test_it_is_exhaustive_search_in_pieces_of_any_size(data: st.DataObject) -> N
         patch.setattr(maxsim, "_TOGETHER", data.draw(st.sampled_from([1, 5, 256])))
         patch.setattr(maxsim, "_TOGETHER_NARROW", data.draw(st.sampled_from([1, 5, 4096])))
         patch.setattr(maxsim, "_ROWS", data.draw(st.sampled_from([1, 10, 2048])))
-        level = data.draw(st.integers(0, kernels.maxsim_level()))
-        patch.setattr(kernels, "maxsim_level", lambda: level)
+        draw_level(data, patch)
         found = index.search(queries, k)
         filtered = index.search(queries, k, allowed=bitmaps.pack(mask))
     for number in range(len(queries)):
@@ -286,9 +293,8 @@ def test_only_rows_below_the_floor_may_be_missing(data: st.DataObject) -> None:
     queries = texts(rng, [2, 0, 3], 3)
     index = MaxSimIndex.build(documents, data.draw(st.sampled_from([FLOAT16, INT8])))
     k = data.draw(st.integers(1, 20))
-    level = data.draw(st.integers(0, kernels.maxsim_level()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "maxsim_level", lambda: level)
+        draw_level(data, patch)
         whole = index.search(queries, k)
         at = data.draw(st.integers(0, 19))
         floor = np.array(
@@ -309,3 +315,23 @@ def test_rounding_to_bfloat16_loses_no_row() -> None:
     documents = TokenVectors(rows.astype(np.float32)[:, None], np.arange(61, dtype=np.int64))
     found = MaxSimIndex.build(documents, FLOAT16).search(TokenVectors(np.ones((1, 1), np.float32), np.array([0, 1])), 5)
     assert found.rows[0].tolist() == [59, 58, 57, 56, 55]
+
+
+def test_rounding_to_steps_of_the_longest_token_loses_no_row() -> None:
+    """Rows that int16 cannot tell apart beside a long token come in the order of what is stored."""
+    rows = np.append(np.float16(1) + np.arange(60, dtype=np.float16) * np.float16(2**-10), np.float16(-60000))
+    documents = TokenVectors(rows.astype(np.float32)[:, None], np.arange(62, dtype=np.int64))
+    found = MaxSimIndex.build(documents, FLOAT16).search(TokenVectors(np.ones((1, 1), np.float32), np.array([0, 1])), 5)
+    assert found.rows[0].tolist() == [59, 58, 57, 56, 55]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1000.0])
+@pytest.mark.parametrize("dimension", [7, 32])
+def test_int16_tells_a_number_that_was_never_stored(value: float, dimension: int) -> None:
+    rng = np.random.default_rng(0)
+    index = MaxSimIndex.build(texts(rng, [3] * 40, dimension), FLOAT16)
+    if maxsim.scan_level(np.ones((1, dimension), np.float32), index) != maxsim._INT16:
+        pytest.skip("this processor scores in other numbers")
+    index._values[50, dimension - 1] = value
+    with pytest.raises(IndexDamagedError, match="restore it from a backup"):
+        index.search(texts(rng, [2], dimension), 5)

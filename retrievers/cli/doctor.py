@@ -136,7 +136,8 @@ def _kernels() -> dict[str, Any]:
     except ImportError as error:
         return {"compiled": False, "why": str(error), "mend": "install what is needed"}
     if kernels.compiled():
-        late = ("float32", "bfloat16 with AVX-512", "bfloat16 with AMX")[kernels.maxsim_level()]
+        narrow = "int16 with AVX2" if kernels.bytes_level() else "float32"
+        late = (narrow, "bfloat16 with AVX-512", "bfloat16 with AMX")[kernels.maxsim_level()]
         return {"compiled": True, "late_interaction": late, "why": None, "mend": None}
     if os.environ.get("RETRIEVERS_KERNELS") == "numpy":
         return {"compiled": False, "why": "RETRIEVERS_KERNELS=numpy is set", "mend": "unset it"}

@@ -1,0 +1,90 @@
+/* Late interaction in int16, for processors with AVX2 that do not multiply bfloat16: tokens times a step of their own.
+ *
+ * Documents share one step, a query's token has its own: a 32,767th of the greatest length. Sums of products are exact in 32
+ * bits, for by Cauchy-Schwarz none is above the product of two lengths (maxsim.py makes the codes of queries). */
+
+#include "_maxsim.h"
+
+#if WIDE
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+enum { HALF = 8, TOKENS = 6 }; /* numbers of a register; document tokens whose sums stay in registers */
+
+/* Eight numbers of a token, zeros beyond its end. Infinity and NaN become 65536 and more, as in maxsim.py. */
+AVX2 static inline __m256 eight(const uint16_t *halves, int64_t left) {
+    uint16_t cut[HALF] = {0};
+    if (left < HALF)
+        memcpy(cut, halves, (size_t)left * sizeof *cut);
+    const __m128i found = _mm_loadu_si128((const __m128i *)(left < HALF ? cut : halves));
+    const __m256i bits =
+        _mm256_and_si256(_mm256_slli_epi32(_mm256_cvtepi16_epi32(found), 13), _mm256_set1_epi32(-0x70002000));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p112f));
+}
+
+AVX2 float short_fill(const Job *job, int64_t token, uint16_t *out) {
+    const int64_t dimension = job->dimension, first = token * dimension;
+    if (job->scales != NULL) {
+        const int8_t *codes = (const int8_t *)job->values + first;
+        for (int64_t at = 0; at < dimension; at++)
+            out[at] = (uint16_t)codes[at];
+        memset(out + dimension, 0, (size_t)(job->padded - dimension) * sizeof *out);
+        return job->scales[token];
+    }
+    const uint16_t *halves = (const uint16_t *)job->values + first;
+    const float step = job->longest / 32767;
+    const __m256 scale = _mm256_set1_ps(1 / step), sign = _mm256_set1_ps(-0.0f);
+    __m256 most = _mm256_setzero_ps();
+    for (int64_t at = 0; at < job->padded; at += 2 * HALF) {
+        const __m256 low = at < dimension ? eight(halves + at, dimension - at) : _mm256_setzero_ps();
+        const __m256 high = at + HALF < dimension ? eight(halves + at + HALF, dimension - at - HALF) : _mm256_setzero_ps();
+        most = _mm256_max_ps(most, _mm256_max_ps(_mm256_andnot_ps(sign, low), _mm256_andnot_ps(sign, high)));
+        const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(low, scale)),
+                                                _mm256_cvtps_epi32(_mm256_mul_ps(high, scale)));
+        _mm256_storeu_si256((__m256i *)(out + at), _mm256_permute4x64_epi64(both, 0xD8));
+    }
+    return _mm256_movemask_ps(_mm256_cmp_ps(most, _mm256_set1_ps(job->longest), _CMP_GT_OQ)) ? NAN : step;
+}
+
+/* sum += products of pairs, in place: left to itself the compiler moves and spills the sums. */
+AVX2 __attribute__((always_inline)) static inline void add_products(__m256i *sum, __m256i token, __m256i others) {
+    __m256i products;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(products) : "x"(token), "x"(others));
+}
+
+AVX2 void short_multiply(const Job *job, int64_t count) {
+    const int64_t pairs = job->padded / 2, width = job->panel_count * LANES;
+    for (int64_t panel = 0; panel < job->panel_count; panel++) {
+        const uint16_t *asked = job->panels + panel * pairs * 2 * LANES;
+        for (int64_t first = 0; first < count; first += TOKENS) {
+            const uint16_t *tokens = job->block + first * job->padded;
+            __m256i sums[TOKENS][2];
+            for (int i = 0; i < TOKENS; i++)
+                sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+            for (int64_t pair = 0; pair < pairs; pair++) {
+                const __m256i a = _mm256_loadu_si256((const __m256i *)(asked + pair * 2 * LANES));
+                const __m256i b = _mm256_loadu_si256((const __m256i *)(asked + pair * 2 * LANES + LANES));
+#pragma GCC unroll 6
+                for (int i = 0; i < TOKENS; i++) {
+                    int32_t two;
+                    memcpy(&two, tokens + i * job->padded + 2 * pair, sizeof two);
+                    const __m256i token = _mm256_set1_epi32(two);
+                    add_products(&sums[i][0], token, a);
+                    add_products(&sums[i][1], token, b);
+                }
+            }
+            for (int i = 0; i < TOKENS && first + i < count; i++) {
+                float *mine = job->best + job->owners[first + i] * width + panel * LANES;
+                const __m256 factor = _mm256_set1_ps(job->factors[first + i]);
+                for (int half = 0; half < 2; half++) {
+                    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][half]), factor);
+                    _mm256_storeu_ps(mine + half * HALF, _mm256_max_ps(_mm256_loadu_ps(mine + half * HALF), product));
+                }
+            }
+        }
+    }
+}
+
+#endif
