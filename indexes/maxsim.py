@@ -293,6 +293,7 @@ class MaxSimIndex:
 
     def _kernel_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
         """Scores by way of bfloat16 or int16 of rows that have tokens, some at a time."""
+        panels: tuple[NDArray[np.uint16], NDArray[np.float32] | None]
         if level == _INT16:
             codes, steps = _short(queries.values)
             panels = _panels(codes.view(np.uint16)), np.pad(steps, (0, -len(steps) % _LANES))
