@@ -45,7 +45,7 @@ int bfloat16_level(void) {
 }
 
 /* One token as bfloat16, zeros behind it. Infinity and NaN become 65536 and more, as in maxsim.py. */
-AVX512 static void narrow(const Job *job, int64_t token, uint16_t *out) {
+AVX512 static float narrow(const Job *job, int64_t token, uint16_t *out) {
     int64_t at = 0;
     const int64_t first = token * job->dimension;
     for (; at < job->dimension; at += LANES) {
@@ -65,6 +65,7 @@ AVX512 static void narrow(const Job *job, int64_t token, uint16_t *out) {
     }
     for (; at < job->padded; at += LANES)
         _mm256_storeu_si256((__m256i *)(out + at), _mm256_setzero_si256());
+    return job->scales != NULL ? job->scales[token] : 1;
 }
 
 /* Products of `count` document tokens of the block, from `first`, with one panel: folded into the best of their rows. */
@@ -195,15 +196,9 @@ static int64_t score_group(const Job *job, int64_t first, int chosen) {
             mine[i] = -INFINITY;
         for (int64_t token = 0; token < job->sizes[row]; token++) {
             const int64_t at = job->starts[row] + token;
-            if (chosen == AVX2_INT16) {
-                job->factors[count] = short_fill(job, at, job->block + count * job->padded);
-                if (isnan(job->factors[count])) /* which a maximum would lose */
-                    spoilt[row - first] = NAN;
-            } else {
-                job->fill(job, at, job->block + count * job->padded);
-                if (job->scales != NULL)
-                    job->factors[count] = job->scales[at];
-            }
+            job->factors[count] = job->fill(job, at, job->block + count * job->padded);
+            if (isnan(job->factors[count])) /* which a maximum would lose */
+                spoilt[row - first] = NAN;
             job->owners[count++] = row - first;
             if (count == TOGETHER) {
                 multiply(job, count);
@@ -401,10 +396,21 @@ void nearest_rows(const uint16_t *rows, const float *bias, int64_t count, const 
 
 int bfloat16_level(void) { return NONE; }
 
-static void narrow(const Job *job, int64_t token, uint16_t *out) {
-    (void)job;
-    (void)token;
-    (void)out;
+static float narrow(const Job *job, int64_t token, uint16_t *out) {
+    (void)job, (void)token, (void)out;
+    return 0;
+}
+
+float short_fill(const Job *job, int64_t token, uint16_t *out) { return narrow(job, token, out); }
+
+float short_round(const float *values, int64_t padded, uint16_t *out) {
+    (void)values, (void)padded, (void)out;
+    return 0;
+}
+
+void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t padded, int64_t lanes, uint16_t *panels,
+                  float *steps) {
+    (void)query, (void)tokens, (void)dimension, (void)padded, (void)lanes, (void)panels, (void)steps;
 }
 
 void job_score(const Job *job, int chosen) {
@@ -424,6 +430,8 @@ void multiply_rows(const uint16_t *rows, int64_t count, const uint16_t *panels, 
 }
 
 #endif
+
+int short_there(void) { return WIDE && has_bytes(); }
 
 /* maxsim_level(): 0 where there is no pass in bfloat16, 1 with AVX-512's dot products, 2 with AMX. */
 PyObject *maxsim_level(PyObject *module, PyObject *arguments) {
@@ -473,10 +481,10 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
                           b + PANELS, b + STEPS, b + OFFSETS, b + SCORES))
         return NULL;
     Job job = {b[VALUES].buf, b[SCALES].buf, b[STARTS].buf, b[SIZES].buf, b[PANELS].buf, b[OFFSETS].buf, b[SCORES].buf,
-               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, narrow, NULL, b[STEPS].buf, longest};
+               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, chosen == AVX2_INT16 ? short_fill : narrow, NULL, b[STEPS].buf, longest};
     const int64_t numbers = item_count(b + VALUES, job.scales == NULL ? 2 : 1), cells = item_count(b + PANELS, 2);
     /* int16: with more dimensions the sums of 8-bit codes would not fit. */
-    const int there = chosen == AVX2_INT16 ? WIDE && has_bytes() && dimension <= 1 << 16 : chosen >= AVX512_BF16 && chosen <= bfloat16_level();
+    const int there = chosen == AVX2_INT16 ? short_there() && dimension <= 1 << 16 : chosen >= AVX512_BF16 && chosen <= bfloat16_level();
     int failed = !there || (chosen == AVX2_INT16) != (job.steps != NULL) || (job.steps != NULL && !(longest > 1e-30f && longest < 1e30f)) || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
     if (!failed) {
         job.padded = (dimension + STEP - 1) / STEP * STEP;

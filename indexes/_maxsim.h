@@ -32,7 +32,7 @@ struct Job {
     float *factors; /* [TOGETHER + SPARE], the scales of the block */
     int64_t *owners; /* [TOGETHER], which row of the group a token of the block belongs to */
     float *best; /* [rows of a group, panels, LANES] */
-    void (*fill)(const Job *, int64_t token, uint16_t *out); /* one token as bfloat16 [padded] */
+    float (*fill)(const Job *, int64_t token, uint16_t *out); /* one token as bfloat16 or int16 [padded]; its scale */
     const void *codec; /* what fill needs besides */
     const float *steps; /* [panels, LANES] of int16, else NULL */
     float longest; /* no token of float16 is longer: what int16 needs */
@@ -41,9 +41,16 @@ struct Job {
 /* Which instructions there are: NONE, AVX512_BF16 or AMX_BF16. */
 int bfloat16_level(void);
 
-/* With AVX2, tokens as int16 (_maxsim_short.c): one token [padded], whose factor is returned, NaN where a
- * number is above the longest; and a block multiplied with all panels. */
+/* Whether AVX2_INT16 can be had. */
+int short_there(void);
+
+/* With AVX2, tokens as int16 (_maxsim_short.c): what fills a block from float16 or int8, NaN being the scale of a token with
+ * a number above the longest; from float32 [padded], NaN being the scale of what is no finite number; panels of the tokens of a query,
+ * float [tokens, dimension], with their steps [lanes]; and a block multiplied with all panels. */
 float short_fill(const Job *job, int64_t token, uint16_t *out);
+float short_round(const float *values, int64_t padded, uint16_t *out);
+void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t padded, int64_t lanes, uint16_t *panels,
+                  float *steps);
 void short_multiply(const Job *job, int64_t count);
 
 /* Room for a job whose sizes are set: 0 where there is no memory. To be freed in any case. */

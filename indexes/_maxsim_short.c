@@ -48,6 +48,46 @@ AVX2 float short_fill(const Job *job, int64_t token, uint16_t *out) {
     return _mm256_movemask_ps(_mm256_cmp_ps(most, _mm256_set1_ps(job->longest), _CMP_GT_OQ)) ? NAN : step;
 }
 
+AVX2 float short_round(const float *values, int64_t padded, uint16_t *out) {
+    __m256 left = _mm256_setzero_ps(), right = left;
+    for (int64_t at = 0; at < padded; at += 2 * HALF) {
+        const __m256 x = _mm256_loadu_ps(values + at), y = _mm256_loadu_ps(values + at + HALF);
+        left = _mm256_fmadd_ps(x, x, left), right = _mm256_fmadd_ps(y, y, right);
+    }
+    float lanes[HALF], squares = 0;
+    _mm256_storeu_ps(lanes, _mm256_add_ps(left, right));
+    for (int i = 0; i < HALF; i++)
+        squares += lanes[i];
+    if (!(squares < INFINITY))
+        return NAN;
+    const float step = fmaxf(sqrtf(squares) / 32767, 1e-20f);
+    const __m256 scale = _mm256_set1_ps(1 / step);
+    for (int64_t at = 0; at < padded; at += 2 * HALF) {
+        const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + at), scale));
+        const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + at + HALF), scale));
+        _mm256_storeu_si256((__m256i *)(out + at), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8));
+    }
+    return step;
+}
+
+void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t padded, int64_t lanes, uint16_t *panels,
+                  float *steps) {
+    memset(panels, 0, (size_t)(lanes * padded) * sizeof *panels);
+    memset(steps, 0, (size_t)lanes * sizeof *steps);
+    for (int64_t token = 0; token < tokens; token++) {
+        uint16_t *panel = panels + token / LANES * LANES * padded + token % LANES * 2;
+        const float *values = query + token * dimension;
+        double squares = 0;
+        for (int64_t at = 0; at < dimension; at++)
+            squares += (double)values[at] * values[at];
+        steps[token] = fmaxf((float)(sqrt(squares) / 32767), 1e-36f);
+        for (int64_t at = 0; at < dimension; at++) {
+            const int code = _mm_cvtss_si32(_mm_set_ss(values[at] / steps[token])); /* the lowest int for what is none */
+            panel[at / 2 * 2 * LANES + at % 2] = (uint16_t)(int16_t)(code > 32767 ? 32767 : code < -32767 ? -32767 : code);
+        }
+    }
+}
+
 /* sum += products of pairs, in place: left to itself the compiler moves and spills the sums. */
 AVX2 __attribute__((always_inline)) static inline void add_products(__m256i *sum, __m256i token, __m256i others) {
     __m256i products;

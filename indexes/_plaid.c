@@ -28,6 +28,7 @@ typedef struct {
     int bits;
     float *unpacked; /* [256, 8 / bits], the levels of every byte of codes */
     float *row; /* [padded + 8] */
+    float spread[LANES]; /* levels, zeros behind them */
 } Codec;
 
 static int unpack(Codec *codec) {
@@ -36,6 +37,7 @@ static int unpack(Codec *codec) {
     codec->row = malloc((size_t)(codec->padded + 8) * sizeof(float));
     if (codec->unpacked == NULL || codec->row == NULL)
         return 0;
+    memcpy(codec->spread, codec->levels, (size_t)(mask + 1) * sizeof(float));
     for (int byte = 0; byte < 256; byte++)
         for (int i = 0; i < each; i++)
             codec->unpacked[byte * each + i] = codec->levels[byte >> (i * codec->bits) & mask];
@@ -84,18 +86,68 @@ CLONES static void round_all(const float *restrict values, int64_t count, uint16
     }
 }
 
-static void fill(const Job *job, int64_t token, uint16_t *out) {
+static float fill(const Job *job, int64_t token, uint16_t *out) {
     const Codec *codec = job->codec;
     float *decoded = (float *)job->values; /* [padded], room of this job's own */
     decode(codec, token, decoded);
     round_all(decoded, codec->dimension, out);
     memset(out + codec->dimension, 0, (size_t)(codec->padded - codec->dimension) * sizeof *out);
+    return 1;
+}
+
+static float fill_short(const Job *job, int64_t token, uint16_t *out) {
+    float *decoded = (float *)job->values; /* [padded], zeros behind the dimensions */
+    decode(job->codec, token, decoded);
+    return short_round(decoded, job->padded, out);
 }
 
 #if WIDE
 
+/* The same where dimensions are a multiple of 8: as many codes at a time are spread over the lanes of a register. */
+AVX2 __attribute__((always_inline)) static inline float fill_eights(const Job *job, int64_t token, uint16_t *out,
+                                                                    const int bits) {
+    enum { EIGHT = 8 };
+    const Codec *codec = job->codec;
+    float *decoded = (float *)job->values;
+    const uint8_t *bytes = codec->residuals + token * codec->width, *steps = codec->steps + 2 * token;
+    const uint16_t *centroid = codec->centroids + (codec->codes[token] & (codec->count - 1)) * codec->padded;
+    const __m256 step = _mm256_set1_ps(codec->tables[steps[0]]), whole = _mm256_set1_ps(codec->tables[256 + steps[1]]);
+    const __m256 lower = _mm256_loadu_ps(codec->spread), upper = _mm256_loadu_ps(codec->spread + EIGHT);
+    const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    const __m256i mask = _mm256_set1_epi32((1 << bits) - 1);
+    if (token + AHEAD < codec->tokens) {
+        const uint16_t *next = codec->centroids + (codec->codes[token + AHEAD] & (codec->count - 1)) * codec->padded;
+        for (int64_t line = 0; line < codec->dimension; line += 2 * LANES)
+            PREFETCH(next + line);
+    }
+    for (int64_t at = 0; at < codec->dimension; at += EIGHT) {
+        uint32_t word = 0;
+        memcpy(&word, bytes + at * bits / EIGHT, (size_t)bits);
+        const __m256i codes = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int32_t)word), shifts), mask);
+        __m256 level = _mm256_permutevar8x32_ps(lower, codes);
+        if (bits == 4) /* the code's highest digit as a sign */
+            level = _mm256_blendv_ps(level, _mm256_permutevar8x32_ps(upper, codes),
+                                     _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+        const __m128i halves = _mm_loadu_si128((const __m128i *)(centroid + at));
+        const __m256 base = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+        _mm256_storeu_ps(decoded + at, _mm256_mul_ps(whole, _mm256_fmadd_ps(step, level, base)));
+    }
+    return short_round(decoded, job->padded, out);
+}
+
+AVX2 static float fill_short_wide(const Job *job, int64_t token, uint16_t *out) {
+    switch (((const Codec *)job->codec)->bits) { /* of constant size, the copies are single instructions */
+    case 1:
+        return fill_eights(job, token, out, 1);
+    case 2:
+        return fill_eights(job, token, out, 2);
+    default:
+        return fill_eights(job, token, out, 4);
+    }
+}
+
 /* The same where dimensions are a multiple of LANES: LANES codes at a time are spread over the lanes of a register. */
-AVX512 static void fill_wide(const Job *job, int64_t token, uint16_t *out) {
+AVX512 static float fill_wide(const Job *job, int64_t token, uint16_t *out) {
     const Codec *codec = job->codec;
     const uint8_t *bytes = codec->residuals + token * codec->width, *steps = codec->steps + 2 * token;
     const uint16_t *centroid = codec->centroids + (codec->codes[token] & (codec->count - 1)) * codec->padded;
@@ -126,11 +178,14 @@ AVX512 static void fill_wide(const Job *job, int64_t token, uint16_t *out) {
     }
     for (; at < codec->padded; at += LANES)
         _mm256_storeu_si256((__m256i *)(out + at), _mm256_setzero_si256());
+    return 1;
 }
 
 #else
 
-static void fill_wide(const Job *job, int64_t token, uint16_t *out) { fill(job, token, out); }
+static float fill_wide(const Job *job, int64_t token, uint16_t *out) { return fill(job, token, out); }
+
+static float fill_short_wide(const Job *job, int64_t token, uint16_t *out) { return fill_short(job, token, out); }
 
 #endif
 
@@ -140,7 +195,7 @@ typedef struct {
     Codec codec;
     int level;
     const float *query; /* [asked, dimension] */
-    const uint16_t *panels; /* the same as bfloat16, NULL at level NONE */
+    const uint16_t *panels; /* the same as bfloat16, NULL at levels that have none */
     const int64_t *lists; /* [count + 1] into list_rows */
     const uint32_t *list_rows;
     const int64_t *offsets; /* [documents + 1] into the tokens */
@@ -157,8 +212,49 @@ typedef struct {
     uint32_t *row_sums; /* [shortlist] */
     int64_t *kept; /* [candidates] */
     float *block; /* [BLOCK, lanes] */
-    float *wide; /* [dimension, lanes] the query, and [padded] of a centroid, at level NONE */
+    float *wide; /* [dimension, lanes] the query, and [padded] of a centroid, at levels without bfloat16 */
 } Search;
+
+#if WIDE
+
+/* What multiply_plain computes of `count` rows of bfloat16 [padded], but for rounding: some rows together, sums in registers. */
+AVX2 static void multiply_rows_avx2(const float *query, const uint16_t *rows, int64_t count, int64_t dimension, int64_t padded,
+                                    int64_t lanes, float *products) {
+    enum { ROWS = 3, REGISTERS = BYTES / 8 };
+    for (int64_t first = 0; first < lanes; first += BYTES)
+        for (int64_t row = 0; row < count; row += ROWS) {
+            const int64_t left = count - row < ROWS ? count - row : ROWS;
+            __m256 sums[ROWS][REGISTERS];
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < REGISTERS; j++)
+                    sums[i][j] = _mm256_setzero_ps();
+            for (int64_t d = 0; d < dimension; d++) {
+                const float *asked = query + d * lanes + first;
+#pragma GCC unroll 3
+                for (int i = 0; i < ROWS; i++) {
+                    const uint32_t bits = (uint32_t)rows[(row + (i < left ? i : 0)) * padded + d] << 16;
+                    const __m256 value = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)bits));
+#pragma GCC unroll 4
+                    for (int j = 0; j < REGISTERS; j++)
+                        sums[i][j] = _mm256_fmadd_ps(_mm256_loadu_ps(asked + 8 * j), value, sums[i][j]);
+                }
+            }
+            for (int64_t i = 0; i < left; i++)
+                for (int j = 0; j < REGISTERS; j++)
+                    _mm256_storeu_ps(products + (row + i) * lanes + first + 8 * j, sums[i][j]);
+        }
+}
+
+#else
+
+static void multiply_rows_avx2(const float *query, const uint16_t *rows, int64_t count, int64_t dimension, int64_t padded,
+                               int64_t lanes, float *products) {
+    (void)query, (void)rows, (void)count, (void)dimension, (void)padded, (void)lanes, (void)products;
+}
+
+#endif
+
+static int has_bfloat16(int level) { return level == AVX512_BF16 || level == AMX_BF16; }
 
 /* BYTES lanes at a time, whose sums the compiler keeps in registers; `lanes` is a multiple of that. */
 CLONES static void multiply_plain(const float *restrict query, const float *restrict token, int64_t dimension, int64_t lanes,
@@ -210,8 +306,10 @@ static void score_centroids(Search *s) {
         s->low[lane] = lane < s->asked ? -INFINITY : INFINITY;
     for (int64_t first = 0; first < c->count; first += BLOCK) {
         const int64_t some = c->count - first < BLOCK ? c->count - first : BLOCK;
-        if (s->level != NONE)
+        if (has_bfloat16(s->level))
             multiply_rows(c->centroids + first * c->padded, some, s->panels, s->lanes / LANES, c->padded, s->block, s->level);
+        else if (s->level == AVX2_INT16)
+            multiply_rows_avx2(s->wide, c->centroids + first * c->padded, some, c->dimension, c->padded, s->lanes, s->block);
         else
             for (int64_t i = 0; i < some; i++) {
                 float *wide = s->wide + c->dimension * s->lanes;
@@ -363,11 +461,22 @@ static int search(Search *s, int64_t *out_rows, float *out_scores, int64_t *foun
         return 1;
     }
     const int64_t whole[2] = {0, s->asked};
-    Job job = {.codec = c, .fill = c->dimension % LANES == 0 ? fill_wide : fill, .panels = s->panels, .offsets = whole, .scores = out_scores, .dimension = c->dimension,
-               .padded = c->padded, .rows = *found, .panel_count = s->lanes / LANES, .queries = 1};
+    const int narrow = has_bfloat16(s->level), even = c->dimension % (narrow ? LANES : 8) == 0;
+    Job job = {.codec = c, .fill = narrow ? even ? fill_wide : fill : even ? fill_short_wide : fill_short, .panels = s->panels,
+               .offsets = whole, .scores = out_scores, .dimension = c->dimension, .padded = c->padded, .rows = *found,
+               .panel_count = s->lanes / LANES, .queries = 1};
     int64_t *starts = malloc((size_t)(2 * *found + 1) * sizeof *starts);
-    float *decoded = malloc((size_t)c->padded * sizeof *decoded);
-    const int ready = job_allocate(&job) && starts != NULL && decoded != NULL;
+    float *decoded = calloc((size_t)c->padded, sizeof *decoded), *steps = NULL;
+    uint16_t *panels = NULL;
+    int ready = job_allocate(&job) && starts != NULL && decoded != NULL;
+    if (ready && !narrow) {
+        steps = malloc((size_t)s->lanes * sizeof *steps);
+        panels = malloc((size_t)(s->lanes * c->padded) * sizeof *panels);
+        ready = steps != NULL && panels != NULL;
+        if (ready)
+            short_panels(s->query, s->asked, c->dimension, c->padded, s->lanes, panels, steps);
+        job.steps = steps, job.panels = panels;
+    }
     if (ready) {
         for (int64_t i = 0; i < *found; i++) {
             starts[i] = s->offsets[out_rows[i]];
@@ -381,6 +490,8 @@ static int search(Search *s, int64_t *out_rows, float *out_scores, int64_t *foun
     job_free(&job);
     free(starts);
     free(decoded);
+    free(steps);
+    free(panels);
     return ready;
 }
 
@@ -556,8 +667,9 @@ PyObject *plaid_search(PyObject *module, PyObject *arguments) {
                 .lists = b[LISTS].buf, .list_rows = b[LIST_ROWS].buf, .offsets = b[OFFSETS].buf, .live = b[LIVE].buf,
                 .probes = probes, .shortlist = shortlist, .scale = scale};
     Codec *c = &s.codec;
-    int failed = !fits(c, b + CENTROIDS, b + CODES, b + RESIDUALS, b + STEPS, b + TABLES, b + LEVELS) || level < NONE ||
-                 level > bfloat16_level() || probes < 1 || probes > c->count || shortlist < 1 || shortlist > INT64_MAX >> 16;
+    int failed = !fits(c, b + CENTROIDS, b + CODES, b + RESIDUALS, b + STEPS, b + TABLES, b + LEVELS) ||
+                 !(level == NONE || (level == AVX2_INT16 && short_there()) || (has_bfloat16(level) && level <= bfloat16_level())) ||
+                 probes < 1 || probes > c->count || shortlist < 1 || shortlist > INT64_MAX >> 16;
     int64_t found = 0, wanted = 0;
     int out_of_memory = 0;
     if (!failed) {
@@ -571,7 +683,7 @@ PyObject *plaid_search(PyObject *module, PyObject *arguments) {
                  s.documents > UINT32_MAX || item_count(b + LISTS, 8) != c->count + 1 || s.candidates < 1 ||
                  s.candidates > shortlist || item_count(b + SCORES, 4) != s.candidates ||
                  (s.live != NULL && b[LIVE].len != (s.documents + 7) / 8) ||
-                 (level != NONE && (s.panels == NULL || item_count(b + PANELS, 2) != s.lanes * c->padded)) ||
+                 (has_bfloat16(level) && (s.panels == NULL || item_count(b + PANELS, 2) != s.lanes * c->padded)) ||
                  s.offsets[0] != 0 || s.offsets[s.documents] != c->tokens || s.lists[0] != 0 || s.lists[c->count] != postings;
         wanted = failed ? 0 : lay_out(&s, NULL);
         failed = failed || (b[WORK].buf != NULL && (b[WORK].len < wanted || (uintptr_t)b[WORK].buf % 64 != 0 || b[WORK].readonly));
@@ -582,7 +694,7 @@ PyObject *plaid_search(PyObject *module, PyObject *arguments) {
         lay_out(&s, b[WORK].buf);
         for (int64_t token = 0; token < s.asked; token++)
             s.heap_sizes[token] = 0;
-        if (level == NONE) {
+        if (!has_bfloat16(level)) {
             memset(s.wide, 0, (size_t)(dimension * s.lanes) * sizeof *s.wide);
             for (int64_t token = 0; token < s.asked; token++)
                 for (int64_t d = 0; d < dimension; d++)

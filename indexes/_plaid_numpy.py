@@ -63,7 +63,7 @@ def plaid_search(
 ) -> int:
     """Documents that may be among the best of one query, and what their codes score.
 
-    - ``level`` as in :func:`retrievers.indexes.kernels.maxsim_level`; ``query`` ``[asked, dimension]``, and for a level above 0
+    - ``level`` as in :func:`retrievers.indexes.kernels.maxsim_scores`, or 0; ``query`` ``[asked, dimension]``, and for bfloat16
       the same in ``panels``, up to a multiple of 32 tokens; ``scale`` makes whole numbers up to 255 of scores.
     - The codec's arrays and codes: see :mod:`retrievers.indexes.residuals`.
     - ``list_rows`` holds for each centroid, ``lists[c]`` to ``lists[c + 1]``, the documents with a token of it.

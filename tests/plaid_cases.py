@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from maxsim_cases import levels
 from noise import noise_like
 
 from retrievers.indexes import _plaid_numpy, maxsim, plaid
@@ -52,7 +53,7 @@ def run_plaid(module: Any, level: int, case: dict[str, Any]) -> Any:
     case = dict(case)
     count = case.pop("count")
     rows, scores = np.full(count, -1), np.zeros(count, np.float32)
-    if level:
+    if level not in (0, maxsim._INT16):
         asked = np.zeros((-(-len(case["query"]) // 32) * 32, case["dimension"]), np.float32)
         asked[: len(case["query"])] = case["query"]
         case["panels"] = maxsim.as_panels(asked)
@@ -69,7 +70,7 @@ def check_plaid(module: Any, case: dict[str, Any]) -> None:
     found, rows, scores = run_plaid(module, 0, case)
     wanted = run_plaid(_plaid_numpy, 0, case)
     assert (found, rows, scores.tobytes()) == (wanted[0], wanted[1], wanted[2].tobytes())
-    for level in range(1, module.maxsim_level() + 1):
+    for level in levels(module):
         _, narrow_rows, narrow_scores = run_plaid(module, level, case)
         known = dict(zip(rows, scores.tolist(), strict=True))
         near = [
@@ -96,10 +97,10 @@ def run_damaged_plaid(module: Any, seed: int) -> None:
         value = case[name]
         noise = noise_like(rng, value)
         case[name] = np.ascontiguousarray([value[: rng.integers(len(value) + 1)], noise, noise][rng.integers(3)])
-    for level in range(module.maxsim_level() + 1):
+    for level in (0, *levels(module)):
         with contextlib.suppress(ValueError):
             run_plaid(module, level, case)
-        if level:
+        if level not in (0, maxsim._INT16):
             nearest = np.empty(len(case["query"]), np.int32)
             with contextlib.suppress(ValueError):
                 module.plaid_assign(level, case["dimension"], case["query"], case["centroids"], nearest)
