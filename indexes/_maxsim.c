@@ -477,15 +477,17 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
     int chosen;
     long long dimension;
     float longest;
-    if (!PyArg_ParseTuple(arguments, "iLfy*z*y*y*y*z*y*w*", &chosen, &dimension, &longest, b + VALUES, b + SCALES, b + STARTS, b + SIZES,
-                          b + PANELS, b + STEPS, b + OFFSETS, b + SCORES))
+    if (!PyArg_ParseTuple(arguments, "iLfy*z*y*y*y*z*y*w*", &chosen, &dimension, &longest, b + VALUES, b + SCALES, b + STARTS,
+                          b + SIZES, b + PANELS, b + STEPS, b + OFFSETS, b + SCORES))
         return NULL;
     Job job = {b[VALUES].buf, b[SCALES].buf, b[STARTS].buf, b[SIZES].buf, b[PANELS].buf, b[OFFSETS].buf, b[SCORES].buf,
-               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL, chosen == AVX2_INT16 ? short_fill : narrow, NULL, b[STEPS].buf, longest};
+               0, dimension, 0, 0, 0, 0, NULL, NULL, NULL, NULL,
+               chosen == AVX2_INT16 ? short_fill : narrow, NULL, b[STEPS].buf, longest};
     const int64_t numbers = item_count(b + VALUES, job.scales == NULL ? 2 : 1), cells = item_count(b + PANELS, 2);
-    /* int16: with more dimensions the sums of 8-bit codes would not fit. */
-    const int there = chosen == AVX2_INT16 ? short_there() && dimension <= 1 << 16 : chosen >= AVX512_BF16 && chosen <= bfloat16_level();
-    int failed = !there || (chosen == AVX2_INT16) != (job.steps != NULL) || (job.steps != NULL && !(longest > 1e-30f && longest < 1e30f)) || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
+    const int is_short = chosen == AVX2_INT16; /* with more dimensions its sums of 8-bit codes would not fit */
+    const int there = is_short ? short_there() && dimension <= 1 << 16 && longest > 1e-30f && longest < 1e30f
+                               : chosen >= AVX512_BF16 && chosen <= bfloat16_level();
+    int failed = !there || is_short != (job.steps != NULL) || dimension < 1 || dimension > 1 << 24 || numbers < 0 || cells < 0;
     if (!failed) {
         job.padded = (dimension + STEP - 1) / STEP * STEP;
         job.tokens = numbers / dimension;
@@ -493,7 +495,9 @@ PyObject *maxsim_scores(PyObject *module, PyObject *arguments) {
         job.rows = item_count(b + STARTS, 8);
         job.queries = item_count(b + OFFSETS, 8) - 1;
         failed = numbers % dimension != 0 || cells % (job.padded * LANES) != 0 || job.rows < 0 || job.queries < 0 ||
-                 item_count(b + SIZES, 8) != job.rows || (job.steps != NULL && item_count(b + STEPS, 4) != job.panel_count * LANES) || (job.scales != NULL && item_count(b + SCALES, 4) != job.tokens) ||
+                 item_count(b + SIZES, 8) != job.rows ||
+                 (job.steps != NULL && item_count(b + STEPS, 4) != job.panel_count * LANES) ||
+                 (job.scales != NULL && item_count(b + SCALES, 4) != job.tokens) ||
                  (job.rows > 0 && job.queries > INT64_MAX / 8 / job.rows) ||
                  item_count(b + SCORES, 4) != job.rows * job.queries || !sound(&job);
     }

@@ -44,13 +44,18 @@ int bfloat16_level(void);
 /* Whether AVX2_INT16 can be had. */
 int short_there(void);
 
-/* With AVX2, tokens as int16 (_maxsim_short.c): what fills a block from float16 or int8, NaN being the scale of a token with
- * a number above the longest; from float32 [padded], NaN being the scale of what is no finite number; panels of the tokens of a query,
- * float [tokens, dimension], with their steps [lanes]; and a block multiplied with all panels. */
+/* With AVX2, tokens as int16 (_maxsim_short.c). What fills a block from float16 or int8: the scale is NaN for a token with a
+ * number above the longest. */
 float short_fill(const Job *job, int64_t token, uint16_t *out);
+
+/* From float32 [padded]: the scale is NaN for what is no finite number. */
 float short_round(const float *values, int64_t padded, uint16_t *out);
+
+/* The panels of a query, float [tokens, dimension], and their steps [lanes]. */
 void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t padded, int64_t lanes, uint16_t *panels,
                   float *steps);
+
+/* A block multiplied with all panels. */
 void short_multiply(const Job *job, int64_t count);
 
 /* Room for a job whose sizes are set: 0 where there is no memory. To be freed in any case. */
