@@ -413,6 +413,15 @@ void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t
     (void)query, (void)tokens, (void)dimension, (void)padded, (void)lanes, (void)panels, (void)steps;
 }
 
+void short_rows(const uint16_t *rows, int64_t count, int64_t padded, int16_t *out) {
+    (void)rows, (void)count, (void)padded, (void)out;
+}
+
+void short_nearest(const int16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                   int32_t *nearest, int32_t *highest) {
+    (void)rows, (void)count, (void)panels, (void)panel_count, (void)padded, (void)nearest, (void)highest;
+}
+
 void job_score(const Job *job, int chosen) {
     (void)job;
     (void)chosen;

@@ -58,6 +58,11 @@ void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t
 /* A block multiplied with all panels. */
 void short_multiply(const Job *job, int64_t count);
 
+/* bfloat16 [count, padded] as int16 with one step, and as nearest_rows, without bias: SPARE rows behind the last are read. */
+void short_rows(const uint16_t *rows, int64_t count, int64_t padded, int16_t *out);
+void short_nearest(const int16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                   int32_t *nearest, int32_t *highest);
+
 /* Room for a job whose sizes are set: 0 where there is no memory. To be freed in any case. */
 int job_allocate(Job *job);
 void job_free(Job *job);

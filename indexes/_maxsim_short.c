@@ -70,6 +70,19 @@ AVX2 float short_round(const float *values, int64_t padded, uint16_t *out) {
     return step;
 }
 
+/* The nearest whole number, within 16 bits. */
+static int16_t code_of(float value) {
+    const int code = _mm_cvtss_si32(_mm_set_ss(value)); /* the lowest int for what is no number, or too large */
+    return (int16_t)(code > 32767 ? 32767 : code < -32767 ? -32767 : code);
+}
+
+static float wide_of(uint16_t narrow) {
+    const uint32_t bits = (uint32_t)narrow << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t padded, int64_t lanes, uint16_t *panels,
                   float *steps) {
     memset(panels, 0, (size_t)(lanes * padded) * sizeof *panels);
@@ -81,10 +94,8 @@ void short_panels(const float *query, int64_t tokens, int64_t dimension, int64_t
         for (int64_t at = 0; at < dimension; at++)
             squares += (double)values[at] * values[at];
         steps[token] = fmaxf((float)(sqrt(squares) / 32767), 1e-36f);
-        for (int64_t at = 0; at < dimension; at++) {
-            const int code = _mm_cvtss_si32(_mm_set_ss(values[at] / steps[token])); /* the lowest int for what is none */
-            panel[at / 2 * 2 * LANES + at % 2] = (uint16_t)(int16_t)(code > 32767 ? 32767 : code < -32767 ? -32767 : code);
-        }
+        for (int64_t at = 0; at < dimension; at++)
+            panel[at / 2 * 2 * LANES + at % 2] = (uint16_t)code_of(values[at] / steps[token]);
     }
 }
 
@@ -94,27 +105,31 @@ AVX2 __attribute__((always_inline)) static inline void add_products(__m256i *sum
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(products) : "x"(token), "x"(others));
 }
 
-AVX2 void short_multiply(const Job *job, int64_t count) {
-    const int64_t pairs = job->padded / 2, width = job->panel_count * LANES;
-    for (int64_t panel = 0; panel < job->panel_count; panel++) {
-        const uint16_t *asked = job->panels + panel * pairs * 2 * LANES;
-        for (int64_t first = 0; first < count; first += TOKENS) {
-            const uint16_t *tokens = job->block + first * job->padded;
-            __m256i sums[TOKENS][2];
-            for (int i = 0; i < TOKENS; i++)
-                sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-            for (int64_t pair = 0; pair < pairs; pair++) {
-                const __m256i a = _mm256_loadu_si256((const __m256i *)(asked + pair * 2 * LANES));
-                const __m256i b = _mm256_loadu_si256((const __m256i *)(asked + pair * 2 * LANES + LANES));
+/* The sums of products of TOKENS rows with one panel. */
+AVX2 __attribute__((always_inline)) static inline void multiply_tile(const uint16_t *rows, const uint16_t *panel, int64_t padded,
+                                                                     __m256i (*sums)[2]) {
+    for (int i = 0; i < TOKENS; i++)
+        sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+    for (int64_t at = 0; at < padded; at += 2) {
+        const __m256i a = _mm256_loadu_si256((const __m256i *)(panel + at * LANES));
+        const __m256i b = _mm256_loadu_si256((const __m256i *)(panel + at * LANES + LANES));
 #pragma GCC unroll 6
-                for (int i = 0; i < TOKENS; i++) {
-                    int32_t two;
-                    memcpy(&two, tokens + i * job->padded + 2 * pair, sizeof two);
-                    const __m256i token = _mm256_set1_epi32(two);
-                    add_products(&sums[i][0], token, a);
-                    add_products(&sums[i][1], token, b);
-                }
-            }
+        for (int i = 0; i < TOKENS; i++) {
+            int32_t two;
+            memcpy(&two, rows + i * padded + at, sizeof two);
+            const __m256i token = _mm256_set1_epi32(two);
+            add_products(&sums[i][0], token, a);
+            add_products(&sums[i][1], token, b);
+        }
+    }
+}
+
+AVX2 void short_multiply(const Job *job, int64_t count) {
+    const int64_t width = job->panel_count * LANES;
+    for (int64_t panel = 0; panel < job->panel_count; panel++)
+        for (int64_t first = 0; first < count; first += TOKENS) {
+            __m256i sums[TOKENS][2];
+            multiply_tile(job->block + first * job->padded, job->panels + panel * LANES * job->padded, job->padded, sums);
             for (int i = 0; i < TOKENS && first + i < count; i++) {
                 float *mine = job->best + job->owners[first + i] * width + panel * LANES;
                 const __m256 factor = _mm256_set1_ps(job->factors[first + i]);
@@ -124,7 +139,45 @@ AVX2 void short_multiply(const Job *job, int64_t count) {
                 }
             }
         }
+}
+
+void short_rows(const uint16_t *rows, int64_t count, int64_t padded, int16_t *out) {
+    float most = 0;
+    for (int64_t row = 0; row < count; row++) {
+        double squares = 0;
+        for (int64_t at = 0; at < padded; at++) {
+            const double value = wide_of(rows[row * padded + at]);
+            squares += value * value;
+        }
+        most = fmaxf(most, (float)sqrt(squares));
     }
+    const float step = most > 0 && most < INFINITY ? most / 32767 : 1;
+    for (int64_t at = 0; at < count * padded; at++)
+        out[at] = code_of(wide_of(rows[at]) / step);
+}
+
+AVX2 void short_nearest(const int16_t *rows, int64_t count, const uint16_t *panels, int64_t panel_count, int64_t padded,
+                        int32_t *nearest, int32_t *highest) {
+    for (int64_t i = 0; i < panel_count * LANES; i++)
+        highest[i] = INT32_MIN, nearest[i] = 0;
+    /* Some rows at a time, which stay in a cache while all panels go by. */
+    for (int64_t from = 0; from < count; from += TOGETHER / TOKENS * TOKENS)
+        for (int64_t panel = 0; panel < panel_count; panel++) {
+            const int64_t end = count - from < TOGETHER / TOKENS * TOKENS ? count : from + TOGETHER / TOKENS * TOKENS;
+            __m256i *best = (__m256i *)(highest + panel * LANES), *at = (__m256i *)(nearest + panel * LANES);
+            for (int64_t first = from; first < end; first += TOKENS) {
+                __m256i sums[TOKENS][2];
+                multiply_tile((const uint16_t *)rows + first * padded, panels + panel * LANES * padded, padded, sums);
+                for (int i = 0; i < TOKENS && first + i < end; i++)
+                    for (int half = 0; half < 2; half++) {
+                        const __m256i before = _mm256_loadu_si256(best + half), place = _mm256_loadu_si256(at + half);
+                        const __m256i higher = _mm256_cmpgt_epi32(sums[i][half], before);
+                        const __m256i mine = _mm256_set1_epi32((int32_t)(first + i));
+                        _mm256_storeu_si256(best + half, _mm256_max_epi32(before, sums[i][half]));
+                        _mm256_storeu_si256(at + half, _mm256_blendv_epi8(place, mine, higher));
+                    }
+            }
+        }
 }
 
 #endif

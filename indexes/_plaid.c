@@ -557,7 +557,9 @@ PyObject *plaid_assign(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "iLy*y*w*", &level, &dimension, b + VECTORS, b + CENTROIDS, b + NEAREST))
         return NULL;
     const int64_t cells = item_count(b + CENTROIDS, 2), numbers = item_count(b + VECTORS, 4), padded = (dimension + STEP - 1) / STEP * STEP;
-    int failed = level < AVX512_BF16 || level > bfloat16_level() || dimension < 1 || dimension > 1 << 24 || cells < 0 ||
+    const int is_short = level == AVX2_INT16;
+    int failed = !(is_short ? short_there() : has_bfloat16(level) && level <= bfloat16_level()) || dimension < 1 ||
+                 dimension > (is_short ? 1 << 16 : 1 << 24) || cells < 0 ||
                  numbers < 0 || cells % (2 * LANES * padded) != 0 || cells / padded > 1 << 24 || numbers % dimension != 0 ||
                  item_count(b + NEAREST, 4) != numbers / dimension;
     int out_of_memory = 0;
@@ -570,14 +572,25 @@ PyObject *plaid_assign(PyObject *module, PyObject *arguments) {
         float *bias = calloc((size_t)(count * LANES), sizeof *bias), *highest = malloc(PANELS * LANES * sizeof *highest);
         int32_t *nearest = malloc(PANELS * LANES * sizeof *nearest);
         uint16_t *panels = malloc((size_t)(PANELS * LANES * padded) * sizeof *panels), *row = calloc((size_t)padded, sizeof *row);
-        out_of_memory = bias == NULL || highest == NULL || nearest == NULL || panels == NULL || row == NULL;
+        /* What int16 needs besides; the room of `highest` serves its sums, too. */
+        int16_t *rows = calloc(is_short ? (size_t)((count + SPARE) * padded) : 1, sizeof *rows);
+        float *steps = malloc(PANELS * LANES * sizeof *steps);
+        out_of_memory = bias == NULL || highest == NULL || nearest == NULL || panels == NULL || row == NULL || rows == NULL || steps == NULL;
         if (out_of_memory)
             PyErr_NoMemory();
         else {
             Py_BEGIN_ALLOW_THREADS
+            if (is_short)
+                short_rows(b[CENTROIDS].buf, count, padded, rows);
             for (int64_t first = 0; first < vectors; first += PANELS * LANES) {
                 const int64_t some = vectors - first < PANELS * LANES ? vectors - first : PANELS * LANES;
                 const int64_t filled = (some + LANES - 1) / LANES;
+                if (is_short) {
+                    short_panels(values + first * dimension, some, dimension, padded, filled * LANES, panels, steps);
+                    short_nearest(rows, count, panels, filled, padded, nearest, (int32_t *)highest);
+                    memcpy(out + first, nearest, (size_t)some * sizeof *out);
+                    continue;
+                }
                 memset(panels, 0, (size_t)(filled * LANES * padded) * sizeof *panels);
                 for (int64_t i = 0; i < some; i++) {
                     round_all(values + (first + i) * dimension, dimension, row);
@@ -595,6 +608,8 @@ PyObject *plaid_assign(PyObject *module, PyObject *arguments) {
         free(nearest);
         free(panels);
         free(row);
+        free(rows);
+        free(steps);
     }
     for (int i = 0; i < BUFFERS; i++)
         PyBuffer_Release(b + i);

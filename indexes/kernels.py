@@ -89,6 +89,12 @@ plaid_decode: Callable[..., None] = _plaid.plaid_decode
 """What codes stand for; see :func:`retrievers.indexes._plaid_numpy.plaid_decode`."""
 
 
+INT16 = 3
+"""The level of late interaction in int16: where :func:`bytes_level` is 1, for :data:`MOST_INT16` dimensions at most."""
+
+MOST_INT16 = 1 << 16
+
+
 def compiled() -> bool:
     """Whether the compiled kernels are in use."""
     return _module is not None
@@ -103,7 +109,7 @@ def maxsim_scores(*arguments: Any) -> None:
     """Fast scores of late interaction, off by what bfloat16, or int16, and float32 round.
 
     ``(level, dimension, longest, values, scales, starts, sizes, panels, steps, offsets, scores)``: a level of 1 up to
-    :func:`maxsim_level`, or 3 for int16, where :func:`bytes_level` is 1; for int16 what no token of float16 exceeds in
+    :func:`maxsim_level`, or :data:`INT16`; for this one what no token of float16 exceeds in
     length (a row with one that does may get NaN); float16 or int8 ``[tokens, dimension]``, with float32 ``[tokens]`` for
     int8; int64 ``[rows]`` each; query tokens as bfloat16 in uint16 ``[panels, padded dimension / 2, 16, 2]``, or as int16
     alike and steps in float32 ``[panels * 16]``, else None; int64 ``[queries + 1]``; float32 ``[rows, queries]``, which is
@@ -113,11 +119,11 @@ def maxsim_scores(*arguments: Any) -> None:
 
 
 def plaid_assign(*arguments: Any) -> None:
-    """The centroid of the highest inner product with each vector, the first of equal ones, as far as bfloat16 tells.
+    """The centroid of the highest inner product with each vector, the first of equal ones, as far as the level tells.
 
-    ``(level, dimension, vectors, centroids, nearest)``: a level of 1 up to :func:`maxsim_level`; float32 ``[n, dimension]``;
-    bfloat16 in uint16 ``[count, padded dimension]``, a multiple of 32 of them; int32 ``[n]``, which is written. Raises
-    ValueError where these do not fit together.
+    ``(level, dimension, vectors, centroids, nearest)``: a level of 1 up to :func:`maxsim_level`, or :data:`INT16`; float32
+    ``[n, dimension]``; bfloat16 in uint16 ``[count, padded dimension]``, a multiple of 32 of them; int32 ``[n]``, which is
+    written. Raises ValueError where these do not fit together.
     """
     _required().plaid_assign(*arguments)
 

@@ -50,7 +50,6 @@ _TOGETHER_NARROW = 1 << 12  # by the kernel, where the documents' side has to be
 _ROWS = 1 << 11  # rows between two looks for the best so far
 _LANES = 16  # query tokens that the kernel takes beside one another
 _STEP = 32  # what their dimensions are padded to
-_INT16, _MOST_SHORT = 3, 1 << 16  # that level, and its dimensions at most
 _LARGEST_NARROW = 1e37  # of a query's numbers: rounding them up must not reach infinity
 _COPIED = 1 << 16  # tokens that are encoded at a time
 
@@ -272,7 +271,7 @@ class MaxSimIndex:
         if level:
             # What is lost of the queries, and of documents, relative to their lengths: bfloat16 keeps 8 binary digits, a
             # step is a 32,767th of a token's length. Codes fit. 1.01 is for what rounding adds to the lengths.
-            if level == _INT16:
+            if level == kernels.INT16:
                 codes, steps = _short(queries.values)
                 kept, lost = codes * steps.astype(np.float64)[:, None], 0.52 / 32767 * self.dimension**0.5
             else:
@@ -294,7 +293,7 @@ class MaxSimIndex:
     def _kernel_scores(self, queries: TokenVectors, rows: NDArray[np.int64], level: int) -> Iterator[Scored]:
         """Scores by way of bfloat16 or int16 of rows that have tokens, some at a time."""
         panels: tuple[NDArray[np.uint16], NDArray[np.float32] | None]
-        if level == _INT16:
+        if level == kernels.INT16:
             codes, steps = _short(queries.values)
             panels = _panels(codes.view(np.uint16)), np.pad(steps, (0, -len(steps) % _LANES))
         else:
@@ -391,7 +390,7 @@ def scan_level(queries: NDArray[np.float32], index: MaxSimIndex) -> int:
     level = level_for(queries)
     if level or not kernels.bytes_level() or np.abs(queries).max(initial=0) >= _LARGEST_NARROW:
         return level
-    return _INT16 if index.dimension <= _MOST_SHORT and 1e-20 < index._longest < 1e20 else 0
+    return kernels.INT16 if index.dimension <= kernels.MOST_INT16 and 1e-20 < index._longest < 1e20 else 0
 
 
 def check_token_vectors(vectors: Vectors) -> TokenVectors:

@@ -143,6 +143,8 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.uint16]) -> NDAr
     """The centroid of the highest inner product with each vector, int32 ``[n]``."""
     found = np.zeros(len(vectors), np.int32)
     level = kernels.maxsim_level()
+    if not level and kernels.bytes_level() and vectors.shape[1] <= kernels.MOST_INT16:
+        level = kernels.INT16
     if level:
         kernels.plaid_assign(level, vectors.shape[1], np.ascontiguousarray(vectors, np.float32), centroids, found)
         return found

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from noise import noise_like
 
-from retrievers.indexes import maxsim
-
-INT16 = maxsim._INT16
+from retrievers.indexes import kernels, maxsim
 
 
 def maxsim_case(seed: int) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def maxsim_case(seed: int) -> dict[str, Any]:
 
 def levels(module: Any) -> list[int]:
     """The ways in which this processor scores fast."""
-    return [*range(1, module.maxsim_level() + 1), *([INT16] if module.bytes_level() else [])]
+    return [*range(1, module.maxsim_level() + 1), *([kernels.INT16] if module.bytes_level() else [])]
 
 
 def run_maxsim(module: Any, level: int, case: dict[str, Any]) -> Any:
@@ -54,7 +52,7 @@ def in_panels(level: int, case: dict[str, Any]) -> dict[str, Any]:
     """The queries of a case as a level takes them."""
     if case["panels"].dtype != np.float32:
         return {}
-    if level != INT16:
+    if level != kernels.INT16:
         return {"panels": maxsim._panels(maxsim._narrow(case["panels"]))}
     codes, steps = maxsim._short(case["panels"])
     return {"panels": maxsim._panels(codes.view(np.uint16)), "steps": np.pad(steps, (0, -len(steps) % 16))}
@@ -64,7 +62,7 @@ def check_maxsim(module: Any, case: dict[str, Any]) -> None:
     """Against plain loops in float64 over what bfloat16 keeps of the numbers, or int16, of documents but for a step."""
     for level in levels(module):
         documents = case["values"].astype(np.float32)
-        if level == INT16:
+        if level == kernels.INT16:
             codes, steps = maxsim._short(case["panels"])
             queries = codes * steps.astype(np.float64)[:, None]
             norms = np.sqrt((queries**2).sum(axis=1))
@@ -88,7 +86,7 @@ def damaged_maxsim_case(seed: int) -> dict[str, Any]:
     """A case with arrays that were cut, swapped, repeated or overwritten."""
     rng = np.random.default_rng(seed)
     case = maxsim_case(seed)
-    case |= in_panels(INT16 if rng.random() < 0.5 else 1, case)
+    case |= in_panels(kernels.INT16 if rng.random() < 0.5 else 1, case)
     names = ["values", "scales", "starts", "sizes", "panels", "steps", "offsets"]
     for name in rng.choice(names, 2, replace=False):
         value = case[name]

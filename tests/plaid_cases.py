@@ -9,7 +9,7 @@ import numpy as np
 from maxsim_cases import levels
 from noise import noise_like
 
-from retrievers.indexes import _plaid_numpy, maxsim, plaid
+from retrievers.indexes import _plaid_numpy, kernels, maxsim, plaid
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.residuals import Codec
 
@@ -53,7 +53,7 @@ def run_plaid(module: Any, level: int, case: dict[str, Any]) -> Any:
     case = dict(case)
     count = case.pop("count")
     rows, scores = np.full(count, -1), np.zeros(count, np.float32)
-    if level not in (0, maxsim._INT16):
+    if level not in (0, kernels.INT16):
         asked = np.zeros((-(-len(case["query"]) // 32) * 32, case["dimension"]), np.float32)
         asked[: len(case["query"])] = case["query"]
         case["panels"] = maxsim.as_panels(asked)
@@ -100,7 +100,7 @@ def run_damaged_plaid(module: Any, seed: int) -> None:
     for level in (0, *levels(module)):
         with contextlib.suppress(ValueError):
             run_plaid(module, level, case)
-        if level not in (0, maxsim._INT16):
+        if level:
             nearest = np.empty(len(case["query"]), np.int32)
             with contextlib.suppress(ValueError):
                 module.plaid_assign(level, case["dimension"], case["query"], case["centroids"], nearest)

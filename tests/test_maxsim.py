@@ -330,7 +330,7 @@ def test_rounding_to_steps_of_the_longest_token_loses_no_row() -> None:
 def test_int16_tells_a_number_that_was_never_stored(value: float, dimension: int) -> None:
     rng = np.random.default_rng(0)
     index = MaxSimIndex.build(texts(rng, [3] * 40, dimension), FLOAT16)
-    if maxsim.scan_level(np.ones((1, dimension), np.float32), index) != maxsim._INT16:
+    if maxsim.scan_level(np.ones((1, dimension), np.float32), index) != kernels.INT16:
         pytest.skip("this processor scores in other numbers")
     index._values[50, dimension - 1] = value
     with pytest.raises(IndexDamagedError, match="restore it from a backup"):
