@@ -69,9 +69,8 @@ def main() -> None:
     print("|" + " --- |" * 8)
     built: dict[str, ApproximateIndex] = {}
     for kind in arguments.kinds.split(","):
-        report(list(contenders(kind, documents, built)), asked, truth, len(documents))
-    if "hnsw" in arguments.kinds:
-        report([*usearch(documents), *voyager(documents)], asked, truth, len(documents))
+        peers = [*usearch(documents), *voyager(documents)] if kind == "hnsw" else []
+        report([*contenders(kind, documents, built), *peers], asked, truth, len(documents))
     filters(exact, built, asked[:100])
 
 
