@@ -26,7 +26,6 @@ from retrievers.indexes.maxsim import (
     MaxSimIndex,
     as_panels,
     check_token_vectors,
-    level_for,
     offsets_of,
     portions,
     scan_level,
@@ -261,12 +260,14 @@ class PlaidIndex(MaxSimIndex):
         most = float(np.sqrt((query.astype(np.float64) ** 2).sum(axis=1).max())) * self._longest
         if compressed is None or not 1e-30 < most < 1e30:
             return np.empty(0, np.int64)
-        level, narrow = scan_level(query, self), level_for(query) > 0
-        asked = np.zeros((-(-len(query) // 32) * 32, query.shape[1]), np.float32)
-        asked[: len(query)] = query
+        level, panels = scan_level(query, self), None
+        if level not in (0, kernels.INT16):
+            asked = np.zeros((-(-len(query) // 32) * 32, query.shape[1]), np.float32)
+            asked[: len(query)] = query
+            panels = as_panels(asked)
         rows, scores = np.empty(count, np.int64), np.empty(count, np.float32)
         arguments = (
-            level, *compressed.addressed(), np.ascontiguousarray(query), as_panels(asked) if narrow else None, 255 / most,
+            level, *compressed.addressed(), np.ascontiguousarray(query), panels, 255 / most,
             compressed.lists, compressed.list_rows, self._offsets, mask, self._probes, _SHORTLISTED * count, rows, scores,
         )  # fmt: skip
         found = kernels.plaid_search(*arguments, _working_room(arguments))
