@@ -11,6 +11,7 @@ setup(
                 "indexes/_coarse.c",
                 "indexes/_dense.c",
                 "indexes/_dense_exact.c",
+                "indexes/_dense_sieve.c",
                 "indexes/_documents.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
@@ -24,6 +25,7 @@ setup(
             ],
             depends=[
                 "indexes/_kernels.h",
+                "indexes/_dense_sieve.h",
                 "indexes/_heap.h",
                 "indexes/_inverted.h",
                 "indexes/_maxsim.h",

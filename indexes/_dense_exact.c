@@ -5,8 +5,10 @@
  *
  * A scan multiplies in float32 first, in which it is the memory that takes the time. In whatever order it is summed, such a
  * product is off by at most what rounding allows (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section
- * 3.1), and only rows that may still be among the best are multiplied again in float64. */
+ * 3.1), and only rows that may still be among the best are multiplied again in float64. Where there are codes of the rows,
+ * most rows are passed over by those (_dense_sieve.h). */
 
+#include "_dense_sieve.h"
 #include "_heap.h"
 #include "_kernels.h"
 
@@ -16,7 +18,7 @@
 
 enum {
     LANES = 32,
-    CHUNK = 64,  /* rows that are scored before the best of them are taken */
+    CHUNK = SIEVED_ROWS, /* rows that are scored before the best of them are taken */
     AHEAD = 3,   /* rows that are asked for while one is scored, */
     LINE = 64,   /* cache line by cache line */
     SOUND = 0,
@@ -34,6 +36,7 @@ typedef struct {
     double *wide;        /* [dimension] */
     double slack;        /* by which a product in float32 may be off */
     Heap best;
+    Sieved sieved;       /* where there are codes */
 } Query;
 
 /* Asks for rows that are scored soon, the first of them before row 0: those that lie apart are waited for otherwise. */
@@ -132,22 +135,69 @@ static int sift_rows(const Stored *stored, Query *query, const int64_t *rows, in
     return offer_rows(stored, query, near, kept);
 }
 
-/* All rows, or those in a bitmap. */
-static int scan(const Stored *stored, Query *queries, int64_t count, const uint8_t *mask) {
-    int64_t rows[CHUNK], filled = 0;
-    for (int64_t row = 0; row < stored->n; row++) {
-        if (mask != NULL && mask[row >> 3] == 0)
-            row |= 7; /* none of these eight */
-        else if (mask == NULL || (mask[row >> 3] >> (row & 7) & 1))
-            rows[filled++] = row;
-        if (filled == CHUNK || (filled > 0 && row >= stored->n - 1)) {
-            for (int64_t query = 0; query < count; query++)
-                if (sift_rows(stored, queries + query, rows, filled) != SOUND)
-                    return NO_SCORE;
-            filled = 0;
-        }
+/* Whether a row may be better than the worst of the best. What is no number may. */
+CLONES static int any_open(const float *restrict bounds, float worst) {
+    int open = 0;
+    for (int i = 0; i < SIEVED_ROWS; i++)
+        open |= !(bounds[i] < worst);
+    return open;
+}
+
+/* The same where bounds of the scores are known already. */
+static int sift_sieved(const Stored *stored, Query *query, const int64_t *rows, int64_t count, const float *bounds) {
+    if (query->best.size < query->best.k)
+        return offer_rows(stored, query, rows, count);
+    const float worst = query->best.scores[0];
+    if (!any_open(bounds, worst))
+        return SOUND;
+    int64_t near[CHUNK], kept = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (!(bounds[i] < worst))
+            near[kept++] = rows[i];
+    return sift_rows(stored, query, near, kept);
+}
+
+/* Up to CHUNK rows by all queries; sieve may be NULL. */
+static int sift_all(const Stored *stored, const Sieve *sieve, Query *queries, int64_t query_count, const int64_t *rows,
+                    int64_t count) {
+    float bounds[SIEVED_QUERIES * SIEVED_ROWS];
+    const Sieved *sieved[SIEVED_QUERIES];
+    int outcome = SOUND;
+    for (int64_t query = 0; query < query_count && outcome == SOUND && sieve == NULL; query++)
+        outcome = sift_rows(stored, queries + query, rows, count);
+    for (int64_t first = 0; first < query_count && outcome == SOUND && sieve != NULL; first += SIEVED_QUERIES) {
+        const int64_t some = query_count - first < SIEVED_QUERIES ? query_count - first : SIEVED_QUERIES;
+        for (int64_t query = 0; query < some; query++)
+            sieved[query] = &queries[first + query].sieved;
+        sieve_bounds(sieve, sieved, some, rows, count, bounds);
+        for (int64_t query = 0; query < some && outcome == SOUND; query++)
+            outcome = sift_sieved(stored, queries + first + query, rows, count, bounds + query * SIEVED_ROWS);
     }
-    return SOUND;
+    return outcome;
+}
+
+/* All rows, or those in a bitmap. */
+static int scan(const Stored *stored, const Sieve *sieve, Query *queries, int64_t count, const uint8_t *mask) {
+    int64_t rows[CHUNK], filled = 0;
+    int outcome = SOUND;
+    for (int64_t row = 0; row < stored->n && outcome == SOUND;) {
+        if (mask == NULL) {
+            filled = stored->n - row < CHUNK ? stored->n - row : CHUNK;
+            for (int64_t i = 0; i < filled; i++)
+                rows[i] = row + i;
+            row += filled;
+        } else {
+            for (; row < stored->n && filled < CHUNK; row++)
+                if (mask[row >> 3] == 0)
+                    row |= 7; /* none of these eight */
+                else if (mask[row >> 3] >> (row & 7) & 1)
+                    rows[filled++] = row;
+        }
+        if (filled > 0)
+            outcome = sift_all(stored, sieve, queries, count, rows, filled);
+        filled = 0;
+    }
+    return outcome;
 }
 
 static int take_stored(Stored *stored, const Py_buffer *values, long long dimension) {
@@ -235,15 +285,24 @@ static int take_best(Best *best, const Stored *stored, const Py_buffer *queries,
            item_count(queries, 4) == count * stored->dimension;
 }
 
-/* The queries, freed by free(); NULL where there is no memory for them. */
-static Query *ready(const Best *best, const Stored *stored) {
-    const size_t heads = ((size_t)best->count * sizeof(Query) / 64 + 1) * 64;
-    Query *queries = malloc(heads + (size_t)(best->count * stored->dimension) * sizeof(double));
-    for (int64_t i = 0; i < best->count && queries != NULL; i++) {
-        double *wide = (double *)((char *)queries + heads) + i * stored->dimension;
+/* The queries, freed by free(), and the sieve's room; NULL where there is no memory for them. */
+static Query *ready(const Best *best, const Stored *stored, Sieve *sieve) {
+    const int64_t padded = sieve == NULL ? 0 : padded_for_sieve(stored->dimension);
+    const size_t heads = ((size_t)best->count * sizeof(Query) / 64 + 1) * 64, one = (size_t)stored->dimension * sizeof(double);
+    char *room = calloc(1, heads + (size_t)best->count * (one + (size_t)padded * 2) + (sieve == NULL ? 0 : sieve_room(stored->dimension)));
+    Query *queries = (Query *)room;
+    if (room == NULL)
+        return NULL;
+    if (sieve != NULL)
+        sieve->wide = (int16_t *)(room + heads + (size_t)best->count * (one + (size_t)padded * 2));
+    for (int64_t i = 0; i < best->count; i++) {
+        double *wide = (double *)(room + heads) + i * stored->dimension;
+        int16_t *shorts = (int16_t *)(room + heads + (size_t)best->count * one) + i * padded;
         const float *single = best->queries + i * stored->dimension;
         widen(stored, single, wide);
-        queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}};
+        queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}, {shorts, 0, 0, 0}};
+        if (sieve != NULL)
+            sieve_query(sieve, single, &queries[i].sieved);
     }
     return queries;
 }
@@ -271,7 +330,7 @@ PyObject *dense_best(PyObject *module, PyObject *arguments) {
         (best.count > 0 ? cells % best.count : cells) != 0)
         return answer(b, BUFFERS, misfit());
     const int64_t width = best.count > 0 ? cells / best.count : 0;
-    Query *queries = ready(&best, &stored);
+    Query *queries = ready(&best, &stored, NULL);
     if (queries == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());
     int outcome = SOUND;
@@ -284,29 +343,35 @@ PyObject *dense_best(PyObject *module, PyObject *arguments) {
     return answer(b, BUFFERS, PyLong_FromLong(outcome));
 }
 
-/* dense_scan(dimension, values, longest, queries, mask | None, best_rows, best_scores, counts) -> as above */
+/* dense_scan(dimension, values, longest, codes | None, bounds | None, queries, mask | None, best_rows, best_scores, counts)
+ * -> as above */
 PyObject *dense_scan(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
+    enum { VALUES, CODES, BOUNDS, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
     Py_buffer b[BUFFERS];
     Stored stored;
     Best best;
     long long dimension;
     double longest;
-    if (!PyArg_ParseTuple(arguments, "Ly*dy*z*w*w*w*", &dimension, b + VALUES, &longest, b + QUERIES, b + MASK, b + BEST,
-                          b + BEST + 1, b + BEST + 2))
+    if (!PyArg_ParseTuple(arguments, "Ly*dz*z*y*z*w*w*w*", &dimension, b + VALUES, &longest, b + CODES, b + BOUNDS, b + QUERIES,
+                          b + MASK, b + BEST, b + BEST + 1, b + BEST + 2))
         return NULL;
+    const int coded = b[CODES].obj != NULL;
     if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) ||
-        (b[MASK].buf != NULL && (int64_t)b[MASK].len != stored.n / 8 + (stored.n % 8 != 0)))
+        (b[MASK].buf != NULL && (int64_t)b[MASK].len != stored.n / 8 + (stored.n % 8 != 0)) ||
+        coded != (b[BOUNDS].obj != NULL) ||
+        (coded && ((int64_t)b[CODES].len != stored.n * dimension || item_count(b + BOUNDS, 4) != 2 * stored.n)))
         return answer(b, BUFFERS, misfit());
-    Query *queries = ready(&best, &stored);
+    const float *bounds = b[BOUNDS].buf;
+    Sieve sieve = {b[CODES].buf, bounds, coded ? bounds + stored.n : NULL, dimension, padded_for_sieve(dimension), longest, NULL};
+    Query *queries = ready(&best, &stored, coded ? &sieve : NULL);
     if (queries == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());
     int outcome;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < best.count; i++)
         queries[i].slack = slack(&stored, queries[i].wide, longest);
-    outcome = scan(&stored, queries, best.count, b[MASK].buf);
+    outcome = scan(&stored, coded ? &sieve : NULL, queries, best.count, b[MASK].buf);
     finish(&best, queries);
     Py_END_ALLOW_THREADS
     free(queries);

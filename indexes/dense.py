@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from retrievers.errors import IndexDamagedError
 from retrievers.indexes.arrays import load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import StoredVectors, check_search
@@ -71,7 +72,8 @@ class FlatIndex:
 def save_stored(folder: Path, stored: StoredVectors, more: Mapping[str, Any]) -> None:
     """Write vectors, and a description of them with whatever else is to be remembered."""
     rows, dimension = stored.values.shape
-    meta = {"rows": rows, "dimension": dimension, "longest": stored.longest, **more}
+    sieved = int(stored.sieve is not None)
+    meta = {"rows": rows, "dimension": dimension, "longest": stored.longest, "sieved": sieved, **more}
     stored.save(folder)
     (folder / _META).write_text(json.dumps(meta) + "\n")
 
@@ -79,4 +81,7 @@ def save_stored(folder: Path, stored: StoredVectors, more: Mapping[str, Any]) ->
 def load_stored(folder: Path) -> tuple[StoredVectors, dict[str, Any]]:
     """The vectors that :func:`save_stored` wrote, memory-mapped, and the description. Raises IndexDamagedError."""
     meta = load_meta(folder / _META, {"rows": int, "dimension": int, "longest": float})
-    return StoredVectors.load(folder, meta["rows"], meta["dimension"], meta["longest"]), meta
+    sieved = meta.get("sieved", 0)  # which indexes of older versions do not tell: they have no codes
+    if sieved not in (0, 1):
+        raise IndexDamagedError(f"{folder / _META} gives sieved as {sieved!r}: restore it, or build the index again")
+    return StoredVectors.load(folder, meta["rows"], meta["dimension"], meta["longest"], bool(sieved)), meta

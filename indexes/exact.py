@@ -24,6 +24,8 @@ from retrievers.indexes._dense_numpy import NO_ROW, NO_SCORE
 from retrievers.indexes.arrays import load_array
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.protocol import Found
+from retrievers.indexes.sieve import Sieve
+from retrievers.indexes.threads import pieces, shared
 from retrievers.vectors import Vectors, check
 
 Score = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -39,7 +41,11 @@ _FILE = "vectors.npy"
 _LONGEST_SCORE = 1e37  # far enough below the end of float32 that no sum on the way overflows
 _PAIRS = 1 << 22  # candidates that are held at a time
 _CHUNK = 1 << 15  # rows that are copied at a time
-_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than comparing row by row
+_MULTIPLIED = (
+    4  # queries from which multiplying matrices, where there are no codes, is quicker than comparing row by row
+)
+_COMPARED = 256  # queries that a thread compares row by row at a time, by codes,
+_SHARE = 16  # and those of a batch that it has at least
 _TOGETHER = 4096  # rows that are multiplied at a time,
 _CELLS = 1 << 22  # as long as there are no more products than this
 _MOST_QUERIES = 4096  # that are searched at a time
@@ -119,10 +125,14 @@ def longest(blocks: Iterator[NDArray[np.float32]], dimension: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class StoredVectors:
-    """Vectors, float32 ``[n, dim]``, an upper bound of their lengths, and where they lie, for messages."""
+    """Vectors, float32 ``[n, dim]``, an upper bound of their lengths, their codes, and where they lie, for messages.
+
+    Those of older indexes have no codes.
+    """
 
     values: NDArray[np.float32]
     longest: float
+    sieve: Sieve | None = None
     place: str = "the vectors"
 
     @classmethod
@@ -131,7 +141,7 @@ class StoredVectors:
         values = _dense(vectors)
         if values.shape[1] == 0:
             raise VectorError("vectors need 1 dimension or more; got 0")
-        return cls(values, longest(_blocks(values), values.shape[1]))
+        return cls(values, longest(_blocks(values), values.shape[1]), Sieve.of(values))
 
     @classmethod
     def gathered(cls, parts: Sequence[tuple[Self, NDArray[np.int64]]]) -> Self:
@@ -149,11 +159,15 @@ class StoredVectors:
 
     def save(self, folder: Path) -> None:
         np.save(folder / _FILE, self.values)
+        if self.sieve is not None:
+            self.sieve.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, n: int, dimension: int, longest: float) -> Self:
-        """Map the vectors that :meth:`save` wrote. Raises IndexDamagedError."""
-        return cls(load_array(folder / _FILE, np.float32, (n, dimension)), longest, str(folder / _FILE))
+    def load(cls, folder: Path, n: int, dimension: int, longest: float, sieved: bool) -> Self:
+        """Map what :meth:`save` wrote, codes where there are any. Raises IndexDamagedError."""
+        values = load_array(folder / _FILE, np.float32, (n, dimension))
+        sieve = Sieve.load(folder, n, dimension) if sieved else None
+        return cls(values, longest, sieve, str(folder / _FILE))
 
     @cached_property
     def _resident(self) -> NDArray[np.float32]:
@@ -211,18 +225,31 @@ class StoredVectors:
         k = min(k, permitted)
         if not k:
             return nothing(len(values))
+        mask = None if mask is None else np.ascontiguousarray(mask)
         if len(values) < _MULTIPLIED:
-            mask = None if mask is None else np.ascontiguousarray(mask)
-            best = _room(len(values), k)
-            self._expect(kernels.dense_scan(self.values.shape[1], self._quickest, self.longest, values, mask, *best))
-            return _found(*best)
+            return self._compare(values, k, mask)
         found = Found([], [])
+        if self.sieve is not None and kernels.compiled():
+            for some in shared(
+                lambda piece: self._compare(values[piece], k, mask), pieces(len(values), _COMPARED, _SHARE)
+            ):
+                found.rows.extend(some.rows)
+                found.scores.extend(some.scores)
+            return found
         step = max(1, min(_MOST_QUERIES, _PAIRS // fetched(k, permitted)))
         for first in range(0, len(values), step):
             best_of_some = self._scan(values[first : first + step], k, permitted, mask)
             found.rows.extend(best_of_some.rows)
             found.scores.extend(best_of_some.scores)
         return found
+
+    def _compare(self, queries: NDArray[np.float32], k: int, mask: Bitmap | None) -> Found:
+        """:meth:`scan`, row by row."""
+        best = _room(len(queries), k)
+        codes, bounds = (None, None) if self.sieve is None else (self.sieve.codes, self.sieve.bounds)
+        dimension, values = self.values.shape[1], self._quickest
+        self._expect(kernels.dense_scan(dimension, values, self.longest, codes, bounds, queries, mask, *best))
+        return _found(*best)
 
     def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:
         """The best ``k`` of the rows proposed for each query, int64 ``[queries, proposed]``, of which -1 stands for none."""

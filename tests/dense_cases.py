@@ -9,6 +9,7 @@ import numpy as np
 from noise import noise_like
 
 from retrievers.indexes.bitmaps import pack
+from retrievers.indexes.sieve import Sieve
 
 
 def offer_case(seed: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def dense_case(seed: int) -> dict[str, Any]:
     """Vectors, queries and proposed rows for the kernels in float64: ties everywhere or nowhere, numbers that no score holds."""
     rng = np.random.default_rng(seed)
     n, dimension = int(rng.choice([0, 1, 7, 64, 65, 200, 9000])), int(rng.choice([1, 7, 31, 32, 33, 64, 100]))
-    queries, k = int(rng.choice([0, 1, 2, 3])), int(rng.choice([1, 3, 20, 300]))
+    queries, k = int(rng.choice([0, 1, 2, 3, 17, 33])), int(rng.choice([1, 3, 20, 300]))
     values = rng.standard_normal((n, dimension)) * rng.choice([1e-20, 1.0, 1e15])
     if rng.random() < 0.4:
         values = rng.integers(-2, 3, (n, dimension))
@@ -52,6 +53,7 @@ def dense_case(seed: int) -> dict[str, Any]:
     longest = float(np.linalg.norm(values.astype(np.float64), axis=1).max(initial=0))
     if n and rng.random() < 0.2:
         values[rng.random(values.shape) < 0.01] = rng.choice([np.nan, np.inf, -np.inf])
+    sieve = Sieve.of(values) if rng.random() < 0.7 and np.isfinite(values).all() else None
     rows = rng.integers(-1, n, (queries, int(rng.choice([0, 1, 63, 64, 150])))) if n else np.full((queries, 3), -1)
     if rows.size and rng.random() < 0.1:
         rows[rng.integers(len(rows)), rng.integers(rows.shape[1])] = rng.choice([-2, n, 2**62])
@@ -59,6 +61,8 @@ def dense_case(seed: int) -> dict[str, Any]:
         "dimension": dimension,
         "values": values,
         "longest": longest,
+        "codes": None if sieve is None else sieve.codes,
+        "bounds": None if sieve is None else sieve.bounds,
         "queries": rng.standard_normal((queries, dimension)).astype(np.float32),
         "rows": rows,
         "mask": None if rng.random() < 0.5 else pack(rng.random(n) < rng.choice([0.0, 0.01, 0.5, 1.0])),
@@ -68,7 +72,7 @@ def dense_case(seed: int) -> dict[str, Any]:
 
 def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
     """The outcomes of ``dense_scores``, ``dense_best`` and ``dense_scan``, and what they found where that is sound."""
-    dimension, values, longest, queries, rows, mask, k = case.values()
+    dimension, values, longest, codes, bounds, queries, rows, mask, k = case.values()
     found: list[Any] = []
     scores, count = np.zeros(rows.size, np.float32), len(queries)
     numbers = np.repeat(np.arange(count), rows.shape[1])
@@ -76,7 +80,7 @@ def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
     found.append((outcome, scores.tobytes() if outcome == 0 else b""))
     for call in (
         lambda best: module.dense_best(dimension, values, queries, rows, *best),
-        lambda best: module.dense_scan(dimension, values, longest, queries, mask, *best),
+        lambda best: module.dense_scan(dimension, values, longest, codes, bounds, queries, mask, *best),
     ):
         best = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32), np.zeros(count, np.int64)
         outcome = call(best)
@@ -88,7 +92,7 @@ def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
 def run_damaged_dense(module: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     case = dense_case(seed)
-    name = str(rng.choice(["values", "queries", "rows", "mask", "longest", "dimension"]))
+    name = str(rng.choice(["values", "codes", "bounds", "queries", "rows", "mask", "longest", "dimension"]))
     value = case[name]
     if isinstance(value, np.ndarray):
         noise = noise_like(rng, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def wanted(
     return [(row, float(scores[row])) for row in sorted(rows, key=lambda row: (-scores[row], row))[:k]]
 
 
+def flat(vectors: NDArray[np.float32], coded: bool) -> FlatIndex:
+    """An index with codes, or without, as older versions wrote it."""
+    index = FlatIndex.build(vectors, FLAT)
+    return index if coded else FlatIndex(replace(index._stored, sieve=None), FLAT)
+
+
 def pairs(found: Any, query: int = 0) -> list[tuple[int, float]]:
     return list(zip(found.rows[query].tolist(), found.scores[query].tolist(), strict=True))
 
@@ -56,7 +63,7 @@ def test_flat_is_exhaustive_search_whatever_the_ties(data: st.DataObject) -> Non
     queries = rng.standard_normal((data.draw(st.sampled_from([1, 3, 25])), dimension)).astype(np.float32)
     mask = rng.random(n) < data.draw(st.sampled_from([0.1, 0.5, 0.95, 1.0]))
     k = data.draw(st.integers(1, n + 5))
-    index = FlatIndex.build(vectors, FLAT)
+    index = flat(vectors, data.draw(st.booleans()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "_MULTIPLIED", limit)
         found, filtered = index.search(queries, k), index.search(queries, k, allowed=bitmaps.pack(mask))
@@ -65,22 +72,26 @@ def test_flat_is_exhaustive_search_whatever_the_ties(data: st.DataObject) -> Non
         assert pairs(filtered, number) == wanted(vectors, query, k, mask)
 
 
+@pytest.mark.parametrize("coded", [True, False])
 @pytest.mark.parametrize("n", [1, 5, 64, 400])
-def test_rows_that_float32_cannot_tell_apart_in_a_fast_pass_are_ranked_exactly(n: int) -> None:
+def test_rows_that_float32_cannot_tell_apart_in_a_fast_pass_are_ranked_exactly(n: int, coded: bool) -> None:
     rng = np.random.default_rng(n)
     base = unit(rng, 1, 384)
     steps = np.zeros((2000, 384), np.float32)
     steps[np.arange(2000), rng.integers(384, size=2000)] = rng.integers(-9, 10, 2000) * np.float32(3e-6)
     vectors, queries = base + steps, np.repeat(base, n, axis=0)
     assert len(np.unique(vectors @ base[0])) > 5
-    found = FlatIndex.build(vectors, FLAT).search(queries, 20)
+    found = flat(vectors, coded).search(queries, 20)
     for number in range(n):
         assert pairs(found, number) == wanted(vectors, base[0], 20)
 
 
 @pytest.mark.parametrize("gap", [1, 100, 900])
 @pytest.mark.parametrize("queries", [3, 30, 450])
-def test_permitted_rows_in_every_shape_are_searched_exactly(gap: int, queries: int, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("coded", [True, False])
+def test_permitted_rows_in_every_shape_are_searched_exactly(
+    gap: int, queries: int, coded: bool, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(exact, "_TOGETHER", 64)
     monkeypatch.setattr(exact, "_CELLS", 4000)
     monkeypatch.setattr(exact, "_MANY", 100)
@@ -89,7 +100,7 @@ def test_permitted_rows_in_every_shape_are_searched_exactly(gap: int, queries: i
     vectors[500:700] = vectors[3]
     mask = np.ones(1000, np.bool_)
     mask[50 : 50 + gap] = False
-    found = FlatIndex.build(vectors, FLAT).search(asked, 15, live=bitmaps.pack(mask))
+    found = flat(vectors, coded).search(asked, 15, live=bitmaps.pack(mask))
     for number, query in enumerate(asked):
         assert pairs(found, number) == wanted(vectors, query, 15, mask)
 
@@ -370,11 +381,26 @@ def test_files_that_do_not_fit_are_found_when_opening(spec: str, tmp_path: Path)
             {"longest": None},
             {"longest": float("inf")},
             {"rows": 10**30},
+            {"sieved": "yes"},
+            {"sieved": 2},
         ]
     ):
         place = fresh(f"meta {number}")
         rewritten(place / "dense.json", **change)
         refuses(place, r"dense\.json|vectors\.npy")
+    for number, (name, content, message) in enumerate(
+        [
+            ("codes", np.zeros((400, 15), np.int8), r"codes\.npy.*\[400, 15\]"),
+            ("codes", np.zeros((400, 16), np.uint8), r"codes\.npy.*uint8"),
+            ("bounds", np.zeros((2, 399), np.float32), r"bounds\.npy.*\[2, 399\]"),
+        ]
+    ):
+        place = fresh(f"codes {number}")
+        np.save(place / f"{name}.npy", content)
+        refuses(place, message)
+    place = fresh("no codes")
+    (place / "codes.npy").unlink()
+    refuses(place, r"codes\.npy")
     for number, text in enumerate([b"", b"[]", b"\xff", b"[" * 100_000]):
         place = fresh(f"text {number}")
         (place / "dense.json").write_bytes(text)

@@ -1,0 +1,130 @@
+/* Bounds of inner products by codes of eight bits. */
+
+#include "_dense_sieve.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+enum { TILE = 4, LINE = 64, ROWS_AHEAD = 8, BYTES_AHEAD = 4096 };
+
+size_t sieve_room(int64_t dimension) {
+    return (size_t)(TILE * padded_for_sieve(dimension)) * sizeof(int16_t);
+}
+
+void sieve_query(const Sieve *sieve, const float *query, Sieved *out) {
+    const double root = sqrt((double)sieve->dimension);
+    double square = 0, most = 0, rest = 0;
+    for (int64_t d = 0; d < sieve->dimension; d++) {
+        square += (double)query[d] * query[d];
+        most = fmax(most, fabs(query[d]));
+    }
+    const double length = sqrt(square);
+    /* No sum of products leaves 32 bits: it is bounded by the lengths of codes, below 128 * root, and of shorts, which
+     * rounding makes longer by root / 2 at most. */
+    const double limit = 0x7fffffff / (128 * root) - root / 2 - 1, shortest = fmax(most / 32767, length / limit);
+    const float unit = (float)(shortest * (1 + 0x1p-20));
+    memset(out->shorts, 0, (size_t)sieve->padded * sizeof *out->shorts);
+    if (unit >= FLT_MIN)
+        for (int64_t d = 0; d < sieve->dimension; d++)
+            out->shorts[d] = (int16_t)lrint(query[d] / (double)unit);
+    for (int64_t d = 0; d < sieve->dimension; d++) {
+        const double left = query[d] - (double)unit * out->shorts[d];
+        rest += left * left;
+    }
+    /* Codes times their step are at most twice as long as the row. The rest is what float32 rounds below. */
+    out->unit = unit;
+    out->length = (float)(length * (1 + 0x1p-20));
+    out->margin = (float)((2 * sqrt(rest) * (1 + 0x1p-20) + 0x1p-18 * length) * sieve->longest + 0x1p-80);
+}
+
+/* Asks for a row. It may lie anywhere. */
+static inline void ask(const int8_t *codes, int64_t ahead, int64_t dimension) {
+    for (int64_t byte = 0; byte < dimension; byte += LINE)
+        PREFETCH((const char *)((uintptr_t)codes + (uintptr_t)(ahead + byte)));
+}
+
+/* The codes of a row, after asking for what is read soon. Rows that lie together the processor reads ahead by itself, but not
+ * far enough. */
+static inline const int8_t *codes_of(const Sieve *sieve, const int64_t *rows, int64_t at, int64_t count, int together) {
+    const int64_t dimension = sieve->dimension;
+    if (together)
+        ask(sieve->codes + rows[0] * dimension + at * dimension, BYTES_AHEAD, dimension);
+    else
+        ask(sieve->codes + rows[at + ROWS_AHEAD < count ? at + ROWS_AHEAD : count - 1] * dimension, 0, dimension);
+    return sieve->codes + (together ? rows[0] + at : rows[at]) * dimension;
+}
+
+static inline int32_t product(const int8_t *restrict codes, const int16_t *restrict query, int64_t dimension) {
+    int32_t sum = 0;
+    for (int64_t d = 0; d < dimension; d++)
+        sum += (int32_t)codes[d] * query[d];
+    return sum;
+}
+
+CLONES static void multiply_by_one(const Sieve *sieve, const int16_t *restrict query, const int64_t *restrict rows,
+                                   int64_t count, int together, int32_t *restrict sums) {
+    const int64_t dimension = sieve->dimension;
+    if (together)
+        for (int64_t i = 0; i < count; i++)
+            sums[i] = product(codes_of(sieve, rows, i, count, 1), query, dimension);
+    else
+        for (int64_t i = 0; i < count; i++)
+            sums[i] = product(codes_of(sieve, rows, i, count, 0), query, dimension);
+}
+
+/* Rows are widened once for all queries, and some of them multiplied by a query at a time. */
+CLONES static void multiply(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows,
+                            int64_t count, int together, int32_t *restrict sums) {
+    const int64_t dimension = sieve->dimension, padded = sieve->padded;
+    const int16_t *restrict first = sieve->wide, *restrict second = first + padded, *restrict third = second + padded,
+                           *restrict fourth = third + padded;
+    for (int64_t i = 0; i < count; i += TILE) {
+        const int64_t some = count - i < TILE ? count - i : TILE;
+        for (int64_t row = 0; row < some; row++) {
+            const int8_t *restrict codes = codes_of(sieve, rows, i + row, count, together);
+            int16_t *restrict wide = sieve->wide + row * padded;
+            for (int64_t d = 0; d < dimension; d++)
+                wide[d] = codes[d];
+        }
+        for (int64_t query = 0; query < query_count; query++) {
+            const int16_t *restrict shorts = queries[query]->shorts;
+            int32_t a = 0, b = 0, c = 0, e = 0;
+            for (int64_t d = 0; d < padded; d++) {
+                a += (int32_t)first[d] * shorts[d];
+                b += (int32_t)second[d] * shorts[d];
+                c += (int32_t)third[d] * shorts[d];
+                e += (int32_t)fourth[d] * shorts[d];
+            }
+            int32_t *out = sums + query * SIEVED_ROWS + i;
+            out[0] = a, out[1] = b, out[2] = c, out[3] = e;
+        }
+    }
+}
+
+CLONES static void bound(const Sieved *query, const float *restrict steps, const float *restrict errors,
+                         const int32_t *restrict sums, float *restrict bounds) {
+    const float unit = query->unit, length = query->length, margin = query->margin;
+    for (int i = 0; i < SIEVED_ROWS; i++)
+        bounds[i] = (float)sums[i] * (steps[i] * unit) + errors[i] * length + margin;
+}
+
+void sieve_bounds(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows, int64_t row_count,
+                  float *bounds) {
+    int32_t sums[SIEVED_QUERIES * SIEVED_ROWS];
+    float some_steps[SIEVED_ROWS] = {0}, some_errors[SIEVED_ROWS] = {0};
+    const float *steps = some_steps, *errors = some_errors;
+    const int together = row_count > 0 && rows[row_count - 1] - rows[0] == row_count - 1;
+    memset(sums, 0, (size_t)query_count * SIEVED_ROWS * sizeof *sums);
+    if (together && row_count == SIEVED_ROWS)
+        steps = sieve->steps + rows[0], errors = sieve->errors + rows[0];
+    else
+        for (int64_t i = 0; i < row_count; i++)
+            some_steps[i] = sieve->steps[rows[i]], some_errors[i] = sieve->errors[rows[i]];
+    if (query_count == 1)
+        multiply_by_one(sieve, queries[0]->shorts, rows, row_count, together, sums);
+    else
+        multiply(sieve, queries, query_count, rows, row_count, together, sums);
+    for (int64_t query = 0; query < query_count; query++)
+        bound(queries[query], steps, errors, sums + query * SIEVED_ROWS, bounds + query * SIEVED_ROWS);
+}
