@@ -231,7 +231,7 @@ class StoredVectors:
         found = Found([], [])
         if self.sieve is not None and kernels.compiled():
             for some in shared(
-                lambda piece: self._compare(values[piece], k, mask), pieces(len(values), _COMPARED, _SHARE)
+                lambda piece: self._compare(values[piece], k, mask), pieces(len(values), _COMPARED, _SHARE, each=1)
             ):
                 found.rows.extend(some.rows)
                 found.scores.extend(some.scores)

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PIECES = 4  # of a batch for each thread
+_PIECES = 4  # of a batch for each thread: some queries take long, and a thread that is done takes the next piece
 
 
 def granted() -> int:
@@ -23,13 +23,13 @@ def granted() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pieces(count: int, most: int, least: int) -> list[slice]:
-    """A batch of so many queries in pieces for :func:`shared`: of at most ``most``, and several for each thread granted.
+def pieces(count: int, most: int, least: int, each: int = _PIECES) -> list[slice]:
+    """A batch of so many queries in pieces for :func:`shared`: of at most ``most``, and ``each`` for each thread granted.
 
-    Some queries take long: a thread that is done takes the next piece. Less than ``least`` for each thread is not shared.
+    Less than ``least`` for each thread is not shared.
     """
     threads = min(granted(), count // least) if count >= 2 * least else 1
-    step = max(1, min(most, count if threads == 1 else -(-count // (_PIECES * threads))))
+    step = max(1, min(most, count if threads == 1 else -(-count // (each * threads))))
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
