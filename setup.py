@@ -13,6 +13,7 @@ setup(
                 "indexes/_dense_exact.c",
                 "indexes/_dense_sieve.c",
                 "indexes/_documents.c",
+                "indexes/_graph.c",
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
                 "indexes/_linear.c",

@@ -135,11 +135,11 @@ static int sift_rows(const Stored *stored, Query *query, const int64_t *rows, in
     return offer_rows(stored, query, near, kept);
 }
 
-/* Whether a row may be better than the worst of the best. What is no number may. */
-CLONES static int any_open(const float *restrict bounds, float worst) {
+/* Whether a row may be among the best. What is no number may. */
+CLONES static int any_open(const float *restrict bounds, float least) {
     int open = 0;
     for (int i = 0; i < SIEVED_ROWS; i++)
-        open |= !(bounds[i] < worst);
+        open |= !(bounds[i] < least);
     return open;
 }
 
@@ -147,12 +147,13 @@ CLONES static int any_open(const float *restrict bounds, float worst) {
 static int sift_sieved(const Stored *stored, Query *query, const int64_t *rows, int64_t count, const float *bounds) {
     if (query->best.size < query->best.k)
         return offer_rows(stored, query, rows, count);
-    const float worst = query->best.scores[0];
-    if (!any_open(bounds, worst))
+    const double worst = query->best.scores[0], base = query->sieved.base;
+    const float least = (float)(worst - base - 0x1p-20 * (fabs(worst) + fabs(base)));
+    if (!any_open(bounds, least))
         return SOUND;
     int64_t near[CHUNK], kept = 0;
     for (int64_t i = 0; i < count; i++)
-        if (!(bounds[i] < worst))
+        if (!(bounds[i] < least))
             near[kept++] = rows[i];
     return sift_rows(stored, query, near, kept);
 }
@@ -300,7 +301,7 @@ static Query *ready(const Best *best, const Stored *stored, Sieve *sieve) {
         int16_t *shorts = (int16_t *)(room + heads + (size_t)best->count * one) + i * padded;
         const float *single = best->queries + i * stored->dimension;
         widen(stored, single, wide);
-        queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}, {shorts, 0, 0, 0}};
+        queries[i] = (Query){single, wide, 0, {best->scores + i * best->k, best->rows + i * best->k, 0, best->k}, {shorts, 0, 0, 0, 0}};
         if (sieve != NULL)
             sieve_query(sieve, single, &queries[i].sieved);
     }
@@ -343,27 +344,26 @@ PyObject *dense_best(PyObject *module, PyObject *arguments) {
     return answer(b, BUFFERS, PyLong_FromLong(outcome));
 }
 
-/* dense_scan(dimension, values, longest, codes | None, bounds | None, queries, mask | None, best_rows, best_scores, counts)
- * -> as above */
+/* dense_scan(dimension, values, longest, codes | None, bounds | None, spread | None, queries, mask | None, best_rows,
+ * best_scores, counts) -> as above */
 PyObject *dense_scan(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, CODES, BOUNDS, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
+    enum { VALUES, CODES, BOUNDS, SPREAD, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
     Py_buffer b[BUFFERS];
     Stored stored;
     Best best;
     long long dimension;
     double longest;
-    if (!PyArg_ParseTuple(arguments, "Ly*dz*z*y*z*w*w*w*", &dimension, b + VALUES, &longest, b + CODES, b + BOUNDS, b + QUERIES,
-                          b + MASK, b + BEST, b + BEST + 1, b + BEST + 2))
+    if (!PyArg_ParseTuple(arguments, "Ly*dz*z*z*y*z*w*w*w*", &dimension, b + VALUES, &longest, b + CODES, b + BOUNDS, b + SPREAD,
+                          b + QUERIES, b + MASK, b + BEST, b + BEST + 1, b + BEST + 2))
         return NULL;
+    Sieve sieve;
     const int coded = b[CODES].obj != NULL;
     if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) ||
         (b[MASK].buf != NULL && (int64_t)b[MASK].len != stored.n / 8 + (stored.n % 8 != 0)) ||
-        coded != (b[BOUNDS].obj != NULL) ||
-        (coded && ((int64_t)b[CODES].len != stored.n * dimension || item_count(b + BOUNDS, 4) != 2 * stored.n)))
+        coded != (b[BOUNDS].obj != NULL) || coded != (b[SPREAD].obj != NULL) ||
+        (coded && !take_sieve(&sieve, b + CODES, b + BOUNDS, b + SPREAD, stored.n, dimension)))
         return answer(b, BUFFERS, misfit());
-    const float *bounds = b[BOUNDS].buf;
-    Sieve sieve = {b[CODES].buf, bounds, coded ? bounds + stored.n : NULL, dimension, padded_for_sieve(dimension), longest, NULL};
     Query *queries = ready(&best, &stored, coded ? &sieve : NULL);
     if (queries == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());

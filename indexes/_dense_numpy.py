@@ -117,6 +117,7 @@ def dense_scan(
     longest: float,
     codes: NDArray[np.int8] | None,
     bounds: NDArray[np.float32] | None,
+    spread: NDArray[np.float32] | None,
     queries: NDArray[np.float32],
     mask: NDArray[np.uint8] | None,
     best_rows: NDArray[np.int64],
@@ -125,13 +126,14 @@ def dense_scan(
 ) -> int:
     """The best ``k`` of all rows, or of those in a bitmap, as :func:`dense_best` gives them.
 
-    ``longest`` is an upper bound of the lengths of the rows; ``codes`` and ``bounds`` are those of a
-    :class:`retrievers.indexes.sieve.Sieve`, or both None: the compiled twin passes over rows by them.
+    ``longest`` is an upper bound of the lengths of the rows; ``codes``, ``bounds`` and ``spread`` are those of a
+    :class:`retrievers.indexes.sieve.Sieve`, or all None: the compiled twin passes over rows by them.
     """
     _check_best(dimension, values, queries, best_rows, best_scores, counts)
     n, k = values.size // dimension, best_rows.shape[1]
-    sieved = codes is not None and bounds is not None and codes.size == values.size and bounds.size == 2 * n
-    if (mask is not None and len(mask) != -(-n // 8)) or not (sieved or (codes is None and bounds is None)):
+    sieve = [part for part in (codes, bounds, spread) if part is not None]
+    fits = not sieve or [part.size for part in sieve] == [values.size, 2 * n, 2 * dimension]
+    if (mask is not None and len(mask) != -(-n // 8)) or not fits:
         raise ValueError("the sizes of the buffers do not fit together")
     values, queries = values.reshape(-1, dimension), queries.reshape(-1, dimension)
     lengths = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))

@@ -12,30 +12,43 @@ size_t sieve_room(int64_t dimension) {
     return (size_t)(TILE * padded_for_sieve(dimension)) * sizeof(int16_t);
 }
 
+int take_sieve(Sieve *sieve, const Py_buffer *codes, const Py_buffer *bounds, const Py_buffer *spread, int64_t n,
+               int64_t dimension) {
+    const float *of_rows = bounds->buf, *of_dimensions = spread->buf;
+    if (dimension < 1 || (int64_t)codes->len != n * dimension || item_count(bounds, 4) != 2 * n ||
+        item_count(spread, 4) != 2 * dimension)
+        return 0;
+    *sieve = (Sieve){codes->buf,    of_rows,   of_rows + n, of_dimensions, of_dimensions + dimension,
+                     dimension, padded_for_sieve(dimension), NULL};
+    return 1;
+}
+
 void sieve_query(const Sieve *sieve, const float *query, Sieved *out) {
-    const double root = sqrt((double)sieve->dimension);
-    double square = 0, most = 0, rest = 0;
+    const double root = sqrt((double)sieve->dimension), longest = 128 * root; /* of all codes */
+    double square = 0, most = 0, rest = 0, base = 0;
     for (int64_t d = 0; d < sieve->dimension; d++) {
-        square += (double)query[d] * query[d];
-        most = fmax(most, fabs(query[d]));
+        const double number = (double)query[d] * sieve->scales[d];
+        square += number * number;
+        most = fmax(most, fabs(number));
+        base += (double)query[d] * sieve->centre[d];
     }
-    const double length = sqrt(square);
-    /* No sum of products leaves 32 bits: it is bounded by the lengths of codes, below 128 * root, and of shorts, which
-     * rounding makes longer by root / 2 at most. */
-    const double limit = 0x7fffffff / (128 * root) - root / 2 - 1, shortest = fmax(most / 32767, length / limit);
-    const float unit = (float)(shortest * (1 + 0x1p-20));
+    /* No sum of products leaves 32 bits: it is bounded by the lengths of codes and of shorts, which are root times the largest
+     * and root / 2 at most, by rounding. */
+    const double limit = (0x7fffffff / longest - root / 2 - 1) / root;
+    const float unit = (float)(most / fmin(32767, limit) * (1 + 0x1p-20));
     memset(out->shorts, 0, (size_t)sieve->padded * sizeof *out->shorts);
-    if (unit >= FLT_MIN)
-        for (int64_t d = 0; d < sieve->dimension; d++)
-            out->shorts[d] = (int16_t)lrint(query[d] / (double)unit);
     for (int64_t d = 0; d < sieve->dimension; d++) {
-        const double left = query[d] - (double)unit * out->shorts[d];
+        const double number = (double)query[d] * sieve->scales[d];
+        if (unit >= FLT_MIN)
+            out->shorts[d] = (int16_t)lrint(number / (double)unit);
+        const double left = number - (double)unit * out->shorts[d];
         rest += left * left;
     }
-    /* Codes times their step are at most twice as long as the row. The rest is what float32 rounds below. */
+    const double length = sqrt(square);
     out->unit = unit;
     out->length = (float)(length * (1 + 0x1p-20));
-    out->margin = (float)((2 * sqrt(rest) * (1 + 0x1p-20) + 0x1p-18 * length) * sieve->longest + 0x1p-80);
+    out->rounding = (float)(longest * (sqrt(rest) * (1 + 0x1p-20) + 0x1p-20 * length)); /* by what float32 rounds below, too */
+    out->base = base;
 }
 
 /* Asks for a row. It may lie anywhere. */
@@ -55,22 +68,15 @@ static inline const int8_t *codes_of(const Sieve *sieve, const int64_t *rows, in
     return sieve->codes + (together ? rows[0] + at : rows[at]) * dimension;
 }
 
-static inline int32_t product(const int8_t *restrict codes, const int16_t *restrict query, int64_t dimension) {
-    int32_t sum = 0;
-    for (int64_t d = 0; d < dimension; d++)
-        sum += (int32_t)codes[d] * query[d];
-    return sum;
-}
-
 CLONES static void multiply_by_one(const Sieve *sieve, const int16_t *restrict query, const int64_t *restrict rows,
                                    int64_t count, int together, int32_t *restrict sums) {
     const int64_t dimension = sieve->dimension;
     if (together)
         for (int64_t i = 0; i < count; i++)
-            sums[i] = product(codes_of(sieve, rows, i, count, 1), query, dimension);
+            sums[i] = sieve_product(codes_of(sieve, rows, i, count, 1), query, dimension);
     else
         for (int64_t i = 0; i < count; i++)
-            sums[i] = product(codes_of(sieve, rows, i, count, 0), query, dimension);
+            sums[i] = sieve_product(codes_of(sieve, rows, i, count, 0), query, dimension);
 }
 
 /* Rows are widened once for all queries, and some of them multiplied by a query at a time. */
@@ -104,9 +110,9 @@ CLONES static void multiply(const Sieve *sieve, const Sieved *const *queries, in
 
 CLONES static void bound(const Sieved *query, const float *restrict steps, const float *restrict errors,
                          const int32_t *restrict sums, float *restrict bounds) {
-    const float unit = query->unit, length = query->length, margin = query->margin;
+    const float unit = query->unit, length = query->length, rounding = query->rounding;
     for (int i = 0; i < SIEVED_ROWS; i++)
-        bounds[i] = (float)sums[i] * (steps[i] * unit) + errors[i] * length + margin;
+        bounds[i] = steps[i] * ((float)sums[i] * unit + rounding) + (errors[i] * length + 0x1p-80f);
 }
 
 void sieve_bounds(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows, int64_t row_count,

@@ -12,6 +12,7 @@ static PyMethodDef methods[] = {
     {"documents_made", documents_made, METH_VARARGS, "Stored documents as objects."},
     {"documents_read", documents_read, METH_VARARGS, "Parts of stored documents."},
     {"gelu", gelu, METH_VARARGS, "The activation GELU."},
+    {"graph_search", graph_search, METH_VARARGS, "The best nodes that a walk over a graph meets."},
     {"inverted_search", inverted_search, METH_VARARGS, "The best rows of every query over postings."},
     {"inverted_count", inverted_count, METH_VARARGS, "How many postings of each block are in a bitmap of rows."},
     {"inverted_prepare", inverted_prepare, METH_VARARGS, "Postings to be searched again and again."},

@@ -57,6 +57,7 @@ PyObject *documents_find(PyObject *module, PyObject *arguments);
 PyObject *documents_made(PyObject *module, PyObject *arguments);
 PyObject *documents_read(PyObject *module, PyObject *arguments);
 PyObject *gelu(PyObject *module, PyObject *arguments);
+PyObject *graph_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_search(PyObject *module, PyObject *arguments);
 PyObject *inverted_count(PyObject *module, PyObject *arguments);
 PyObject *inverted_prepare(PyObject *module, PyObject *arguments);

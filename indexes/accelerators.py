@@ -1,7 +1,7 @@
-"""FAISS indexes that propose candidates: ``hnsw``, ``ivf``, ``ivfpq``, ``rabitq``, ``sq8`` and ``binary``.
+"""What proposes candidates: FAISS' indexes ``ivf``, ``ivfpq``, ``rabitq`` and ``sq8``, and ours, ``hnsw`` and ``binary``.
 
 What they propose for a query depends on the query and on the built index, never on the other queries of the batch or on
-threads: FAISS searches graphs and lists query by query, and :func:`propose` keeps it from switching to matrix products
+threads: FAISS searches lists query by query, and :func:`propose` keeps it from switching to matrix products
 when it chooses the lists.
 
 Sources: HNSW, Malkov and Yashunin, 2018; inverted lists and product quantisation, Jégou et al., 2011; RaBitQ, Gao
@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError, SpecError
-from retrievers.indexes.bitmaps import Bitmap, cardinality
+from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import StoredVectors, import_faiss
+from retrievers.indexes.graph import Graph
 from retrievers.indexes.parameters import AUTO, AnyParameter, Fraction, Parameter
+from retrievers.indexes.sieve import Sieve
 from retrievers.indexes.signs import SignCodes, nearest
 from retrievers.specs import Spec, Value
 
@@ -96,7 +98,7 @@ def settings(spec: Spec, n: int, dimension: int) -> dict[str, int]:
 
 
 def train(stored: StoredVectors, spec: Spec) -> Any | None:
-    """A FAISS index of all vectors; None where they are too few for it, and scanning them is quicker anyway."""
+    """What proposes candidates among all vectors; None where they are too few for it, and scanning them is quicker anyway."""
     faiss = import_faiss()
     n, dimension = stored.values.shape
     chosen = settings(spec, n, dimension)
@@ -105,9 +107,8 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
     if spec.name == "binary":
         return SignCodes.build(stored.values)
     if spec.name == "hnsw":
-        index = faiss.IndexHNSWFlat(dimension, chosen["m"], faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = chosen["ef_construction"]
-    elif spec.name == "sq8":
+        return Graph.build(stored.values, _sieve(stored), chosen["m"], chosen["ef_construction"])
+    if spec.name == "sq8":
         index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     else:
         coarse = faiss.IndexFlatIP(dimension)
@@ -130,6 +131,11 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
     index.train(stored.values)
     index.add(stored.values)
     return ready(index)
+
+
+def _sieve(stored: StoredVectors) -> Sieve:
+    """The codes of vectors, made for those of older indexes, which have none."""
+    return Sieve.of(stored.values) if stored.sieve is None else stored.sieve
 
 
 def ready(index: Any) -> Any:
@@ -155,14 +161,11 @@ def propose(
     """``count`` candidates for each query, int64 ``[queries, count]``, -1 where there are fewer."""
     if isinstance(index, SignCodes):
         return index.propose(queries, count, live)
+    if isinstance(index, Graph):
+        return index.propose(queries, count, live, chosen["ef_search"])
     selector = None if live is None else import_faiss().IDSelectorBitmap(np.ascontiguousarray(live))
-    if "ef_search" in chosen:
-        effort = max(chosen["ef_search"], count)
-        if live is not None:  # the deleted are visited as well
-            effort = effort * index.ntotal // max(1, cardinality(live))
-        parameters = _parameters("SearchParametersHNSW", "efSearch", effort, selector)
-    elif "nlist" in chosen:
-        parameters = _parameters("SearchParametersIVF", "nprobe", chosen["nprobe"], selector)
+    if "nlist" in chosen:
+        parameters = _parameters(chosen["nprobe"], selector)
         if len(queries) > _TOGETHER:
             return _from_lists(index, chosen["nprobe"], queries, count, parameters)
     else:
@@ -175,19 +178,17 @@ def use_one_thread() -> None:
     import_faiss().omp_set_num_threads(1)
 
 
-def _parameters(kind: str, name: str, value: int, selector: Any | None) -> Any:
-    return _unselective(kind, name, value) if selector is None else _made(kind, **{name: value}, sel=selector)
+def _parameters(probes: int, selector: Any | None) -> Any:
+    return _unselective(probes) if selector is None else _made(nprobe=probes, sel=selector)
 
 
-@lru_cache(
-    maxsize=64
-)  # making them takes as long as walking through some twenty nodes of a graph; searches only read them
-def _unselective(kind: str, name: str, value: int) -> Any:
-    return _made(kind, **{name: value})
+@lru_cache(maxsize=64)  # making them takes as long as scanning a short list; searches only read them
+def _unselective(probes: int) -> Any:
+    return _made(nprobe=probes)
 
 
-def _made(kind: str, **options: Any) -> Any:
-    return getattr(import_faiss(), kind)(**options)
+def _made(**options: Any) -> Any:
+    return import_faiss().SearchParametersIVF(**options)
 
 
 def _from_lists(
@@ -205,42 +206,23 @@ def _from_lists(
     return rows
 
 
-def is_graph(index: Any | None) -> bool:
-    return index is not None and hasattr(index, "hnsw")
-
-
-class _Held:
-    """Lends numpy memory of a FAISS index, which stays for as long as an array of it does."""
-
-    def __init__(self, index: Any, values: NDArray[np.float32]) -> None:
-        self._index = index
-        self.__array_interface__ = {**values.__array_interface__, "data": (values.ctypes.data, True)}
-
-
-def vectors_of(graph: Any) -> NDArray[np.float32]:
-    """The vectors that a graph holds, float32 ``[n, dimension]``, not to be written."""
-    faiss = import_faiss()
-    values = faiss.rev_swig_ptr(faiss.downcast_index(graph.storage).get_xb(), graph.ntotal * graph.d)
-    return np.asarray(_Held(graph, values.reshape(graph.ntotal, graph.d)))
-
-
 def write(index: Any, path: Path) -> None:
-    """Write a FAISS index; a graph without its vectors, which are stored already."""
-    faiss = import_faiss()
-    if isinstance(index, SignCodes):
+    """Write what proposes candidates: a FAISS index to ``path``, others beside it."""
+    if isinstance(index, Graph):
+        index.save(path.parent)
+    elif isinstance(index, SignCodes):
         index.write(path)
-    elif isinstance(index, faiss.IndexHNSW):
-        faiss.write_index(index, str(path), faiss.IO_FLAG_SKIP_STORAGE)
     else:
-        faiss.write_index(index, str(path))
+        import_faiss().write_index(index, str(path))
 
 
 def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
     """Read what :func:`write` wrote and check it against the vectors. Raises IndexDamagedError.
 
-    FAISS follows links and compares numbers without looking at them twice: of a graph the links are checked, and the
-    vectors, which are copied into memory, are checked to be as long as they were.
+    Older versions wrote graphs as FAISS does.
     """
+    if spec.name == "hnsw" and not path.exists():
+        return Graph.load(path.parent, _sieve(stored))
     faiss = import_faiss()
     if not path.is_file():
         raise _damaged(path, "is missing")
@@ -263,34 +245,13 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
     if held != wanted:
         raise _damaged(path, f"holds {held} (type, vectors, dimension, metric) where {wanted} belong")
     if spec.name == "hnsw":
-        _check_graph(index.hnsw, n, path)
-        stored.check_payload()
-        vectors = faiss.IndexFlatIP(dimension)
-        vectors.add(stored.values)
-        index.storage = vectors
-        index.own_fields = True  # FAISS frees the vectors with the graph, and Python no longer does
-        vectors.this.disown()
+        return Graph.of_faiss(index.hnsw, _sieve(stored), str(path))
     chosen = settings(spec, n, dimension)
     if "nlist" in chosen and (index.nlist != chosen["nlist"] or index.quantizer.ntotal != index.nlist):
         raise _damaged(path, f"has {index.nlist} lists where {chosen['nlist']} belong")
     if spec.name == "rabitq" and index.rabitq.nb_bits != chosen["nbits"]:
         raise _damaged(path, f"has codes of {index.rabitq.nb_bits} bits where {chosen['nbits']} belong")
     return ready(index)
-
-
-def _check_graph(graph: Any, n: int, path: Path) -> None:
-    faiss = import_faiss()
-
-    def array(vector: Any) -> NDArray[Any]:
-        values: NDArray[Any] = faiss.rev_swig_ptr(vector.data(), vector.size())
-        return values
-
-    links, offsets, levels = array(graph.neighbors), array(graph.offsets), array(graph.levels)
-    sound = len(offsets) == n + 1 and len(levels) == n and offsets[0] == 0 and offsets[-1] == len(links)
-    sound = sound and bool((np.diff(offsets.astype(np.int64)) > 0).all())
-    sound = sound and 0 <= graph.entry_point < n and -1 <= links.min(initial=-1) <= links.max(initial=-1) < n
-    if not sound:
-        raise _damaged(path, f"holds a graph that is not one of {n} vectors")
 
 
 def _damaged(path: Path, what: str) -> IndexDamagedError:

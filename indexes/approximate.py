@@ -55,8 +55,7 @@ class ApproximateIndex:
     def __init__(self, stored: StoredVectors, spec: Spec, index: Any | None, tuned: Tuned | None = None) -> None:
         self.spec = spec
         self.size, self.dimension = stored.values.shape
-        # A graph holds the vectors in memory, and those that it has just walked by are in the cache.
-        self._stored = stored.held_as(accelerators.vectors_of(index)) if accelerators.is_graph(index) else stored
+        self._stored = stored
         self._index = index
         self._tuned = tuned
         self._settings = accelerators.settings(spec, self.size, self.dimension)

@@ -10,7 +10,7 @@ a product of matrices: a kernel compares row by row, and does the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -182,18 +182,6 @@ class StoredVectors:
         """The vectors where they are read quickest: in memory, once they have been copied there."""
         return self._resident if "_resident" in self.__dict__ else self.values
 
-    def held_as(self, values: NDArray[np.float32]) -> StoredVectors:
-        """The same, read from ``values``, which are equal to them and in memory."""
-        same = replace(self)
-        vars(same)["_resident"] = values
-        return same
-
-    def check_payload(self) -> None:
-        """Read all vectors and raise IndexDamagedError where one is longer than when it was written, or not finite."""
-        dimension = self.values.shape[1]
-        if not longest(_blocks(self.values), dimension) <= self.longest * (1 + 2 * (dimension + 8) * UNIT):
-            raise self._damaged("vectors that are not what was written")
-
     def check_queries(self, queries: Vectors) -> NDArray[np.float32]:
         """The queries, contiguous; VectorError for those that no search could answer."""
         dimension = self.values.shape[1]
@@ -246,9 +234,9 @@ class StoredVectors:
     def _compare(self, queries: NDArray[np.float32], k: int, mask: Bitmap | None) -> Found:
         """:meth:`scan`, row by row."""
         best = _room(len(queries), k)
-        codes, bounds = (None, None) if self.sieve is None else (self.sieve.codes, self.sieve.bounds)
+        codes = (None, None, None) if self.sieve is None else self.sieve.parts()
         dimension, values = self.values.shape[1], self._quickest
-        self._expect(kernels.dense_scan(dimension, values, self.longest, codes, bounds, queries, mask, *best))
+        self._expect(kernels.dense_scan(dimension, values, self.longest, *codes, queries, mask, *best))
         return _found(*best)
 
     def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:

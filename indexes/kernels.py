@@ -12,7 +12,14 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from retrievers.indexes import _dense_numpy, _documents_numpy, _inverted_numpy, _maxsim_numpy, _plaid_numpy
+from retrievers.indexes import (
+    _dense_numpy,
+    _documents_numpy,
+    _graph_numpy,
+    _inverted_numpy,
+    _maxsim_numpy,
+    _plaid_numpy,
+)
 from retrievers.indexes._documents_numpy import HEAD as HEAD
 from retrievers.indexes._documents_numpy import Part as Part
 
@@ -40,6 +47,7 @@ _module = _compiled()
 _inverted: Any = _inverted_numpy if _module is None else _module
 _dense: Any = _dense_numpy if _module is None else _module
 _documents: Any = _documents_numpy if _module is None else _module
+_graph: Any = _graph_numpy if _module is None else _module
 _maxsim: Any = _maxsim_numpy if _module is None else _module
 _plaid: Any = _plaid_numpy if _module is None else _module
 
@@ -69,6 +77,9 @@ dense_best: Callable[..., int] = _dense.dense_best
 
 dense_scan: Callable[..., int] = _dense.dense_scan
 """The best of all rows or of some; see :func:`retrievers.indexes._dense_numpy.dense_scan`."""
+
+graph_search: Callable[..., int] = _graph.graph_search
+"""The best nodes that a walk meets; see :func:`retrievers.indexes._graph_numpy.graph_search`."""
 
 documents_read: Callable[..., list[tuple[Any, ...]]] = _documents.documents_read
 """Parts of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_read`."""

@@ -10,8 +10,7 @@ is taken. It is a function of the vectors and of the built index alone: costs ar
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes import accelerators, bitmaps
 from retrievers.indexes.bitmaps import Bitmap
-from retrievers.indexes.exact import StoredVectors, import_faiss
+from retrievers.indexes.exact import StoredVectors
+from retrievers.indexes.graph import Graph
 from retrievers.specs import Spec
 
 DEPTH = 10
@@ -69,8 +69,7 @@ def tune(stored: StoredVectors, index: Any, spec: Spec) -> Tuned:
     n, dimension = stored.values.shape
     wanted = float(spec.parameters["recall"])
     chosen = accelerators.settings(spec, n, dimension)
-    graph = spec.name == "hnsw"
-    barred = {int(index.hnsw.entry_point)} if graph else set()
+    barred = {index.entry} if isinstance(index, Graph) else set()
     random = np.random.default_rng(_SEED)
     sample = random.choice(n, min(_SAMPLE, n // 10), replace=False)
     sample = np.array(sorted(set(sample.tolist()) - barred), np.int64)
@@ -78,10 +77,10 @@ def tune(stored: StoredVectors, index: Any, spec: Spec) -> Tuned:
     others[sample] = False
     packed = bitmaps.pack(others)
     queries = _sums(stored.values[sample], random)
-    # What was left out of a graph cannot be met in it, and needs no bitmap.
-    trial = _Trial(stored, index, chosen, queries, packed, None if graph else packed, DEPTH)
-    with without(index.hnsw, ~others) if graph else nullcontext():
-        recall, values = _choose(trial, spec, chosen, wanted)
+    mask: Bitmap | None = packed
+    if isinstance(index, Graph):  # what was left out of it cannot be met, and needs no bitmap
+        index, mask = index.without(~others), None
+    recall, values = _choose(_Trial(stored, index, chosen, queries, packed, mask, DEPTH), spec, chosen, wanted)
     return Tuned(round(recall, 4), len(sample), values)
 
 
@@ -206,35 +205,3 @@ def _grid(most: int) -> list[int]:
     """The values that are tried, 1 to ``most``, ascending."""
     steps = int(np.log(most) / np.log(_GROWTH))
     return sorted({round(_GROWTH**step) for step in range(steps + 1)} | {most})
-
-
-@contextmanager
-def without(graph: Any, left_out: NDArray[np.bool_]) -> Iterator[None]:
-    """An HNSW graph without any link to some of its nodes (not its entry point); they are put back afterwards.
-
-    What is asked for as if it were new must not be met in the graph: whoever finds it stands amid its neighbours.
-    """
-    faiss = import_faiss()
-    links: NDArray[np.int32] = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
-    gone = (links >= 0) & left_out[links]
-    # A list of links ends at its first -1: every list is closed up over what is missing.
-    offsets: NDArray[np.uint64] = faiss.rev_swig_ptr(graph.offsets.data(), graph.offsets.size())
-    widths = [graph.nb_neighbors(level) for level in range(graph.max_level + 1)]
-    changed: list[tuple[slice, NDArray[np.int32]]] = []
-    places = np.flatnonzero(gone)
-    nodes = np.searchsorted(offsets, places, side="right") - 1
-    edges = np.cumsum([0, *widths])
-    levels = np.searchsorted(edges, places - offsets[nodes].astype(np.int64), side="right") - 1
-    for node, level in sorted(set(zip(nodes.tolist(), levels.tolist(), strict=True))):
-        start = int(offsets[node]) + int(edges[level])
-        span = slice(start, start + widths[level])
-        old = links[span].copy()
-        changed.append((span, old))
-        kept = old[~gone[span]]
-        links[span] = -1
-        links[span.start : span.start + len(kept)] = kept
-    try:
-        yield
-    finally:
-        for span, old in changed:
-            links[span] = old

@@ -63,6 +63,7 @@ def dense_case(seed: int) -> dict[str, Any]:
         "longest": longest,
         "codes": None if sieve is None else sieve.codes,
         "bounds": None if sieve is None else sieve.bounds,
+        "spread": None if sieve is None else sieve.spread,
         "queries": rng.standard_normal((queries, dimension)).astype(np.float32),
         "rows": rows,
         "mask": None if rng.random() < 0.5 else pack(rng.random(n) < rng.choice([0.0, 0.01, 0.5, 1.0])),
@@ -72,7 +73,7 @@ def dense_case(seed: int) -> dict[str, Any]:
 
 def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
     """The outcomes of ``dense_scores``, ``dense_best`` and ``dense_scan``, and what they found where that is sound."""
-    dimension, values, longest, codes, bounds, queries, rows, mask, k = case.values()
+    dimension, values, longest, codes, bounds, spread, queries, rows, mask, k = case.values()
     found: list[Any] = []
     scores, count = np.zeros(rows.size, np.float32), len(queries)
     numbers = np.repeat(np.arange(count), rows.shape[1])
@@ -80,7 +81,7 @@ def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
     found.append((outcome, scores.tobytes() if outcome == 0 else b""))
     for call in (
         lambda best: module.dense_best(dimension, values, queries, rows, *best),
-        lambda best: module.dense_scan(dimension, values, longest, codes, bounds, queries, mask, *best),
+        lambda best: module.dense_scan(dimension, values, longest, codes, bounds, spread, queries, mask, *best),
     ):
         best = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32), np.zeros(count, np.int64)
         outcome = call(best)
@@ -92,7 +93,7 @@ def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
 def run_damaged_dense(module: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     case = dense_case(seed)
-    name = str(rng.choice(["values", "codes", "bounds", "queries", "rows", "mask", "longest", "dimension"]))
+    name = str(rng.choice(["values", "codes", "bounds", "spread", "queries", "rows", "mask", "longest", "dimension"]))
     value = case[name]
     if isinstance(value, np.ndarray):
         noise = noise_like(rng, value)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dense_cases import dense_case, offer_case, run_damaged_dense, run_dense, run_offer
 from documents_cases import damaged_documents_case, documents_case, run_documents
+from graph_cases import graph_case, run_damaged_graph, run_graph
 from inverted_cases import (
     LIMITS,
     count_case,
@@ -36,7 +37,7 @@ from maxsim_cases import (
 from plaid_cases import check_plaid, plaid_case, run_damaged_plaid
 from vocabulary_cases import run_damaged_vocabulary, run_vocabulary, vocabulary_case, wanted_vocabulary
 
-from retrievers.indexes import _dense_numpy, _documents_numpy, _maxsim_numpy
+from retrievers.indexes import _dense_numpy, _documents_numpy, _graph_numpy, _maxsim_numpy
 from retrievers.indexes import _inverted_numpy as twin
 
 
@@ -61,6 +62,9 @@ def run_everything(module: Any, seeds: range) -> None:
         dense = dense_case(seed)
         assert run_dense(module, dense) == run_dense(_dense_numpy, dense), f"seed {seed}"
         run_damaged_dense(module, seed)
+        graph = graph_case(seed)
+        assert run_graph(module, graph) == run_graph(_graph_numpy, graph), f"seed {seed}"
+        run_damaged_graph(module, seed)
         check_plaid(module, plaid_case(seed))
         run_damaged_plaid(module, seed)
         if module.bytes_level():

@@ -170,17 +170,19 @@ def test_what_is_proposed_must_fit(module: str, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="fit"):
         chosen.dense_best(*(arguments | change).values())
     scan = [*arguments.values()]
-    codes, bounds, queries = np.zeros((3, 2), np.int8), np.zeros((2, 3), np.float32), arguments["queries"]
+    codes, bounds, spread = np.zeros((3, 2), np.int8), np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32)
+    queries = arguments["queries"]
     for wrong in (
-        [1.5, None, None, queries, np.zeros(2, np.uint8)],
-        [1.5, codes, None, queries, None],
-        [1.5, None, bounds, queries, None],
-        [1.5, codes[:2], bounds, queries, None],
-        [1.5, codes, bounds[:1], queries, None],
+        [1.5, None, None, None, queries, np.zeros(2, np.uint8)],
+        [1.5, codes, bounds, None, queries, None],
+        [1.5, None, bounds, spread, queries, None],
+        [1.5, codes[:2], bounds, spread, queries, None],
+        [1.5, codes, bounds[:1], spread, queries, None],
+        [1.5, codes, bounds, spread[:1], queries, None],
     ):
         with pytest.raises(ValueError, match="fit"):
             chosen.dense_scan(*scan[:2], *wrong, *scan[4:])
-    assert chosen.dense_scan(*scan[:2], 1.5, codes, bounds, queries, None, *scan[4:]) == 0
+    assert chosen.dense_scan(*scan[:2], 1.5, codes, bounds, spread, queries, None, *scan[4:]) == 0
 
 
 @needs_compiled

@@ -46,12 +46,14 @@ KINDS = ["normal", "one long coordinate", "near one another", "few values", "zer
 def test_rows_are_no_farther_from_their_codes_than_it_says(kind: str) -> None:
     values = made(kind, 5000, 33)
     sieve = Sieve.of(values)
-    steps, errors = sieve.bounds.astype(np.longdouble)
-    true = np.linalg.norm(values.astype(np.longdouble) - sieve.codes * steps[:, None], axis=1)
+    (steps, errors), (mean, deviations) = sieve.bounds.astype(np.longdouble), sieve.spread.astype(np.longdouble)
+    true = np.linalg.norm((values - mean) / deviations - sieve.codes * steps[:, None], axis=1)
     assert (true <= errors).all()
     assert np.abs(sieve.codes.astype(np.int16)).max() == 127
     if kind != "zero, tiny and huge":
         assert (errors <= 1.001 * steps / 2 * np.sqrt(33)).all()
+    if kind in ("normal", "one long coordinate"):  # no number is far from the mean of its dimension
+        assert steps.max() < 6 / 127
 
 
 @pytest.mark.parametrize("dimension", [1, 31, 384, 1025])
@@ -98,6 +100,7 @@ def test_an_index_of_an_older_version_has_no_codes_and_finds_the_same(index: Any
     assert isinstance(index.load(tmp_path, spec)._stored.sieve, Sieve)
     (tmp_path / "codes.npy").unlink()
     (tmp_path / "bounds.npy").unlink()
+    (tmp_path / "spread.npy").unlink()
     meta = json.loads((tmp_path / "dense.json").read_text())
     del meta["sieved"]
     (tmp_path / "dense.json").write_text(json.dumps(meta))

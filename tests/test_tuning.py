@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from hashing import HashEncoder
@@ -14,7 +13,7 @@ from test_dense_indexes import APPROXIMATE, FLAT, pairs, rewritten, unit, wanted
 
 from retrievers import Document, Retriever
 from retrievers.errors import IndexDamagedError, QueryError, SpecError
-from retrievers.indexes import bitmaps, tuning
+from retrievers.indexes import bitmaps
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
 from retrievers.indexes.kinds import parse_index_spec
@@ -69,24 +68,23 @@ def test_tuning_is_deterministic_and_merging_tunes_anew() -> None:
         assert parts[0].settings["recall_queries"] == 380
 
 
-def test_tuning_leaves_a_graph_as_it_was_and_meets_none_of_its_queries() -> None:
+def test_a_graph_without_some_of_its_nodes_meets_none_of_them() -> None:
     rng = np.random.default_rng(15)
     vectors = clustered(rng, 3000)
-    index = ApproximateIndex.build(vectors, Spec("hnsw", {"m": 6}))
-    graph = index._index.hnsw
-    links = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
-    before = links.copy()
+    graph = ApproximateIndex.build(vectors, Spec("hnsw", {"m": 6}))._index
+    before = graph.links.copy()
     left_out = rng.random(3000) < 0.2
-    left_out[graph.entry_point] = False
-    with tuning.without(graph, left_out):
-        assert not left_out[links[links >= 0]].any()
-        kept = np.flatnonzero(~left_out)
-        assert (links >= 0).sum() == sum(1 for link in before[before >= 0] if not left_out[link])
-        rows = index._index.search(vectors, 20)[1]
-        assert np.isin(rows[rows >= 0], kept).all()
-        exact = FlatIndex.build(vectors, FLAT).search(vectors[:100], 10, allowed=bitmaps.pack(~left_out))
-        assert np.mean([np.isin(exact.rows[at], rows[at]).mean() for at in range(100)]) > 0.9
-    assert (links == before).all()
+    left_out[graph.entry] = False
+    rest = graph.without(left_out)
+    assert (graph.links == before).all()
+    for some, all_of_them in ((rest.links, graph.links), (rest.upper, graph.upper)):
+        assert not left_out[some[some >= 0]].any()
+        assert (some >= 0).sum() == (~left_out[all_of_them[all_of_them >= 0]]).sum()
+        assert (np.diff((some < 0).astype(int), axis=1) >= 0).all()  # a list ends at its first -1
+    rows = rest.propose(vectors, 10, None, 64)
+    assert np.isin(rows[rows >= 0], np.flatnonzero(~left_out)).all()
+    exact = FlatIndex.build(vectors, FLAT).search(vectors[:100], 10, allowed=bitmaps.pack(~left_out))
+    assert np.mean([np.isin(exact.rows[at], rows[at]).mean() for at in range(100)]) > 0.9
 
 
 def test_equal_vectors_do_not_make_a_target_unreachable() -> None:
