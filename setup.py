@@ -17,6 +17,7 @@ setup(
                 "indexes/_inverted.c",
                 "indexes/_inverted_python.c",
                 "indexes/_linear.c",
+                "indexes/_lists.c",
                 "indexes/_maxsim.c",
                 "indexes/_maxsim_exact.c",
                 "indexes/_maxsim_short.c",

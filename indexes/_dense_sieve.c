@@ -6,7 +6,9 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE = 4, LINE = 64, ROWS_AHEAD = 8, BYTES_AHEAD = 4096 };
+enum { PARTS = 8, TILE = 4, LINE = 64, ROWS_AHEAD = 8, SCORED_AHEAD = 6, BYTES_AHEAD = 4096 };
+
+static const double ROUNDED = 0x1.8p52; /* added to a small number, it leaves no place for a fraction */
 
 size_t sieve_room(int64_t dimension) {
     return (size_t)(TILE * padded_for_sieve(dimension)) * sizeof(int16_t);
@@ -23,27 +25,39 @@ int take_sieve(Sieve *sieve, const Py_buffer *codes, const Py_buffer *bounds, co
     return 1;
 }
 
-void sieve_query(const Sieve *sieve, const float *query, Sieved *out) {
-    const double root = sqrt((double)sieve->dimension), longest = 128 * root; /* of all codes */
-    double square = 0, most = 0, rest = 0, base = 0;
-    for (int64_t d = 0; d < sieve->dimension; d++) {
-        const double number = (double)query[d] * sieve->scales[d];
-        square += number * number;
-        most = fmax(most, fabs(number));
-        base += (double)query[d] * sieve->centre[d];
-    }
+/* Sums are taken in several parts, so that the compiler can take them side by side. */
+CLONES void sieve_query(const Sieve *sieve, const float *restrict query, Sieved *out) {
+    const int64_t dimension = sieve->dimension;
+    const float *restrict scales = sieve->scales, *restrict centre = sieve->centre;
+    const double root = sqrt((double)dimension), longest = 128 * root; /* of all codes */
+    double squares[PARTS] = {0}, bases[PARTS] = {0}, rests[PARTS] = {0}, largest[PARTS] = {0};
+    for (int64_t first = 0; first < dimension; first += PARTS)
+        for (int64_t i = 0; i < (dimension - first < PARTS ? dimension - first : PARTS); i++) {
+            const double number = (double)query[first + i] * scales[first + i];
+            squares[i] += number * number;
+            bases[i] += (double)query[first + i] * centre[first + i];
+            largest[i] = fabs(number) > largest[i] ? fabs(number) : largest[i];
+        }
+    double square = 0, base = 0, rest = 0, most = 0;
+    for (int i = 0; i < PARTS; i++)
+        square += squares[i], base += bases[i], most = largest[i] > most ? largest[i] : most;
     /* No sum of products leaves 32 bits: it is bounded by the lengths of codes and of shorts, which are root times the largest
      * and root / 2 at most, by rounding. */
     const double limit = (0x7fffffff / longest - root / 2 - 1) / root;
-    const float unit = (float)(most / fmin(32767, limit) * (1 + 0x1p-20));
-    memset(out->shorts, 0, (size_t)sieve->padded * sizeof *out->shorts);
-    for (int64_t d = 0; d < sieve->dimension; d++) {
-        const double number = (double)query[d] * sieve->scales[d];
-        if (unit >= FLT_MIN)
-            out->shorts[d] = (int16_t)lrint(number / (double)unit);
-        const double left = number - (double)unit * out->shorts[d];
-        rest += left * left;
-    }
+    const float unit = (float)(most / (limit < 32767 ? limit : 32767) * (1 + 0x1p-20));
+    const double divisor = unit >= FLT_MIN ? unit : INFINITY;
+    int16_t *restrict shorts = out->shorts;
+    memset(shorts, 0, (size_t)sieve->padded * sizeof *shorts);
+    for (int64_t first = 0; first < dimension; first += PARTS)
+        for (int64_t i = 0; i < (dimension - first < PARTS ? dimension - first : PARTS); i++) {
+            const double number = (double)query[first + i] * scales[first + i];
+            const double whole = (number / divisor + ROUNDED) - ROUNDED; /* to the nearest whole number, of two the even one */
+            const double left = number - (double)unit * whole;
+            shorts[first + i] = (int16_t)whole;
+            rests[i] += left * left;
+        }
+    for (int i = 0; i < PARTS; i++)
+        rest += rests[i];
     const double length = sqrt(square);
     out->unit = unit;
     out->length = (float)(length * (1 + 0x1p-20));
@@ -66,6 +80,21 @@ static inline const int8_t *codes_of(const Sieve *sieve, const int64_t *rows, in
     else
         ask(sieve->codes + rows[at + ROWS_AHEAD < count ? at + ROWS_AHEAD : count - 1] * dimension, 0, dimension);
     return sieve->codes + (together ? rows[0] + at : rows[at]) * dimension;
+}
+
+CLONES void sieve_scores(const Sieve *sieve, const Sieved *query, const int32_t *restrict rows, int64_t count,
+                         float *restrict scores) {
+    const int64_t dimension = sieve->dimension;
+    for (int64_t i = 0; i < count && i < SCORED_AHEAD; i++)
+        ask(sieve->codes + rows[i] * dimension, 0, dimension);
+    for (int64_t i = 0; i < count; i++) {
+        if (i + SCORED_AHEAD < count) {
+            ask(sieve->codes + rows[i + SCORED_AHEAD] * dimension, 0, dimension);
+            PREFETCH(sieve->steps + rows[i + SCORED_AHEAD]);
+        }
+        const int32_t sum = sieve_product(sieve->codes + rows[i] * dimension, query->shorts, dimension);
+        scores[i] = (float)sum * (sieve->steps[rows[i]] * query->unit);
+    }
 }
 
 CLONES static void multiply_by_one(const Sieve *sieve, const int16_t *restrict query, const int64_t *restrict rows,

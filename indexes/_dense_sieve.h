@@ -51,6 +51,9 @@ static inline int32_t sieve_product(const int8_t *restrict codes, const int16_t 
     return sum;
 }
 
+/* Inner products of a query and some rows, less its base, as far as codes tell them; rows may lie anywhere. */
+void sieve_scores(const Sieve *sieve, const Sieved *query, const int32_t *rows, int64_t count, float *scores);
+
 /* Bounds, [queries, SIEVED_ROWS], of the inner products of up to SIEVED_QUERIES queries and SIEVED_ROWS rows, less the base of
  * the query: NaN or what is no smaller. */
 void sieve_bounds(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows, int64_t row_count,

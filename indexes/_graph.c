@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LINE = 64, AHEAD = 6, WIDEST = 1 << 20, HIGHEST = 64, SOUND = 0, NO_ROW = 1 };
+enum { WIDEST = 1 << 20, HIGHEST = 64, SOUND = 0, NO_ROW = 1 };
 
 typedef struct {
     Sieve sieve;
@@ -28,25 +28,6 @@ typedef struct {
 
 static inline int32_t row_of(Found found) {
     return found.row & 0x7fffffff;
-}
-
-static inline void ask(const Graph *graph, int32_t row) {
-    const int8_t *codes = graph->sieve.codes + row * graph->sieve.dimension;
-    for (int64_t byte = 0; byte < graph->sieve.dimension; byte += LINE)
-        PREFETCH(codes + byte);
-    PREFETCH(graph->sieve.steps + row);
-}
-
-CLONES static void score_rows(const Graph *graph, const Sieved *query, const int32_t *rows, int64_t count, float *scores) {
-    for (int64_t i = 0; i < count && i < AHEAD; i++)
-        ask(graph, rows[i]);
-    for (int64_t i = 0; i < count; i++) {
-        if (i + AHEAD < count)
-            ask(graph, rows[i + AHEAD]);
-        const int8_t *codes = graph->sieve.codes + rows[i] * graph->sieve.dimension;
-        scores[i] = (float)sieve_product(codes, query->shorts, graph->sieve.dimension) *
-                    (graph->sieve.steps[rows[i]] * query->unit);
-    }
 }
 
 static inline int ahead_of(float score, int32_t row, Found other) {
@@ -74,7 +55,7 @@ static void keep(Beam *beam, float score, int32_t row) {
 /* Up to the best node that is reached from level to level, above the bottom. */
 static int descend(const Graph *graph, const Sieved *query, int32_t *row, float *score, int32_t *rows, float *scores) {
     *row = (int32_t)graph->entry;
-    score_rows(graph, query, row, 1, score);
+    sieve_scores(&graph->sieve, query, row, 1, score);
     for (int64_t level = graph->levels; level > 0; level--)
         for (int moved = 1; moved;) {
             const int64_t at = graph->starts[*row] + level - 1;
@@ -88,7 +69,7 @@ static int descend(const Graph *graph, const Sieved *query, int32_t *row, float 
                     return NO_ROW;
                 rows[count] = links[count], count++;
             }
-            score_rows(graph, query, rows, count, scores);
+            sieve_scores(&graph->sieve, query, rows, count, scores);
             for (int64_t i = 0; i < count; i++)
                 if (scores[i] > *score)
                     *score = scores[i], *row = rows[i], moved = 1;
@@ -117,7 +98,7 @@ static int walk(const Graph *graph, const Sieved *query, Beam *beam, uint8_t *se
             count += !(seen[to >> 3] >> (to & 7) & 1);
             seen[to >> 3] |= (uint8_t)(1 << (to & 7));
         }
-        score_rows(graph, query, rows, count, scores);
+        sieve_scores(&graph->sieve, query, rows, count, scores);
         for (int64_t i = 0; i < count; i++)
             keep(beam, scores[i], rows[i]);
         while (beam->next < beam->size && beam->found[beam->next].row < 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +62,9 @@ def graph_search(
     written = rows.reshape(count, rows.size // max(1, count))
     for number, query in enumerate(queries.reshape(count, dimension)):
         scaled = query.astype(np.float64) * spread.reshape(2, dimension)[1]
-        unit, shorts = _shorts(scaled)
+        unit, shorts = shorts_of(scaled)
 
-        score = partial(_scores, codes, steps, unit, shorts)
+        score = partial(_listed, codes, steps, unit, shorts)
         try:
             first = _descend(n, starts, upper, entry, levels, score)
             found = _walk(n, links, first, effort, score)
@@ -78,7 +79,7 @@ def graph_search(
     return SOUND
 
 
-def _shorts(scaled: NDArray[np.float64]) -> tuple[np.float32, NDArray[np.int64]]:
+def shorts_of(scaled: NDArray[np.float64]) -> tuple[np.float32, NDArray[np.int64]]:
     """A query times the deviations as whole numbers of a unit, as ``sieve_query`` rounds them."""
     root = float(np.sqrt(len(scaled)))
     limit = (0x7FFFFFFF / (128 * root) - root / 2 - 1) / root
@@ -88,15 +89,21 @@ def _shorts(scaled: NDArray[np.float64]) -> tuple[np.float32, NDArray[np.int64]]
     return unit, np.rint(scaled / np.float64(unit)).astype(np.int64)
 
 
-def _scores(
+def code_scores(
     codes: NDArray[np.int8],
     steps: NDArray[np.float32],
     unit: np.float32,
     shorts: NDArray[np.int64],
-    rows: NDArray[np.int32],
-) -> list[float]:
+    rows: NDArray[Any],
+) -> NDArray[np.float32]:
+    """Inner products of a query and some rows as far as codes tell them, less that with the mean: ``sieve_scores``."""
     with np.errstate(invalid="ignore", over="ignore"):
-        scores: list[float] = ((codes[rows] @ shorts).astype(np.float32) * (steps[rows] * unit)).tolist()
+        scores: NDArray[np.float32] = (codes[rows] @ shorts).astype(np.float32) * (steps[rows] * unit)
+    return scores
+
+
+def _listed(*arguments: Any) -> list[float]:
+    scores: list[float] = code_scores(*arguments).tolist()
     return scores
 
 

@@ -19,6 +19,7 @@ static PyMethodDef methods[] = {
     {"inverted_slices", inverted_slices, METH_VARARGS, "Room for what searches by slices keep of postings."},
     {"inverted_within", inverted_within, METH_VARARGS, "The best rows of a query but for a part that is given up."},
     {"linear_bytes", linear_bytes, METH_VARARGS, "A linear layer in 8-bit integers."},
+    {"lists_search", lists_search, METH_VARARGS, "The best rows of the lists around the nearest centroids."},
     {"maxsim_level", maxsim_level, METH_NOARGS, "Which instructions score late interaction in bfloat16."},
     {"maxsim_scores", maxsim_scores, METH_VARARGS, "Scores of late interaction in bfloat16."},
     {"maxsim_exact", maxsim_exact, METH_VARARGS, "Scores of late interaction in float64."},

@@ -64,6 +64,7 @@ PyObject *inverted_prepare(PyObject *module, PyObject *arguments);
 PyObject *inverted_slices(PyObject *module, PyObject *arguments);
 PyObject *inverted_within(PyObject *module, PyObject *arguments);
 PyObject *linear_bytes(PyObject *module, PyObject *arguments);
+PyObject *lists_search(PyObject *module, PyObject *arguments);
 PyObject *maxsim_level(PyObject *module, PyObject *arguments);
 PyObject *maxsim_scores(PyObject *module, PyObject *arguments);
 PyObject *maxsim_exact(PyObject *module, PyObject *arguments);

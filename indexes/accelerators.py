@@ -1,4 +1,4 @@
-"""What proposes candidates: FAISS' indexes ``ivf``, ``ivfpq``, ``rabitq`` and ``sq8``, and ours, ``hnsw`` and ``binary``.
+"""What proposes candidates: FAISS' indexes ``ivfpq``, ``rabitq`` and ``sq8``, and ours, ``hnsw``, ``ivf`` and ``binary``.
 
 What they propose for a query depends on the query and on the built index, never on the other queries of the batch or on
 threads: FAISS searches lists query by query, and :func:`propose` keeps it from switching to matrix products
@@ -22,6 +22,7 @@ from retrievers.errors import IndexDamagedError, SpecError
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import StoredVectors, import_faiss
 from retrievers.indexes.graph import Graph
+from retrievers.indexes.lists import Lists
 from retrievers.indexes.parameters import AUTO, AnyParameter, Fraction, Parameter
 from retrievers.indexes.sieve import Sieve
 from retrievers.indexes.signs import SignCodes, nearest
@@ -129,6 +130,8 @@ def train(stored: StoredVectors, spec: Spec) -> Any | None:
         index.cp.seed = _SEED
         index.cp.spherical = True
     index.train(stored.values)
+    if spec.name == "ivf":
+        return Lists.build(stored.values, _sieve(stored), index.quantizer)
     index.add(stored.values)
     return ready(index)
 
@@ -163,6 +166,8 @@ def propose(
         return index.propose(queries, count, live)
     if isinstance(index, Graph):
         return index.propose(queries, count, live, chosen["ef_search"])
+    if isinstance(index, Lists):
+        return index.propose(queries, count, live, chosen["nprobe"])
     selector = None if live is None else import_faiss().IDSelectorBitmap(np.ascontiguousarray(live))
     if "nlist" in chosen:
         parameters = _parameters(chosen["nprobe"], selector)
@@ -208,7 +213,7 @@ def _from_lists(
 
 def write(index: Any, path: Path) -> None:
     """Write what proposes candidates: a FAISS index to ``path``, others beside it."""
-    if isinstance(index, Graph):
+    if isinstance(index, Graph | Lists):
         index.save(path.parent)
     elif isinstance(index, SignCodes):
         index.write(path)
@@ -219,10 +224,14 @@ def write(index: Any, path: Path) -> None:
 def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
     """Read what :func:`write` wrote and check it against the vectors. Raises IndexDamagedError.
 
-    Older versions wrote graphs as FAISS does.
+    Older versions wrote graphs and lists as FAISS does.
     """
+    chosen = settings(spec, *stored.values.shape)
     if spec.name == "hnsw" and not path.exists():
         return Graph.load(path.parent, _sieve(stored))
+    if spec.name == "ivf" and not path.exists():
+        n, dimension = stored.values.shape
+        return Lists.load(path.parent, n, dimension, chosen["nlist"])
     faiss = import_faiss()
     if not path.is_file():
         raise _damaged(path, "is missing")
@@ -246,11 +255,12 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
         raise _damaged(path, f"holds {held} (type, vectors, dimension, metric) where {wanted} belong")
     if spec.name == "hnsw":
         return Graph.of_faiss(index.hnsw, _sieve(stored), str(path))
-    chosen = settings(spec, n, dimension)
     if "nlist" in chosen and (index.nlist != chosen["nlist"] or index.quantizer.ntotal != index.nlist):
         raise _damaged(path, f"has {index.nlist} lists where {chosen['nlist']} belong")
     if spec.name == "rabitq" and index.rabitq.nb_bits != chosen["nbits"]:
         raise _damaged(path, f"has codes of {index.rabitq.nb_bits} bits where {chosen['nbits']} belong")
+    if spec.name == "ivf":
+        return Lists.of_faiss(index, _sieve(stored), str(path))
     return ready(index)
 
 

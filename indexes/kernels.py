@@ -17,6 +17,7 @@ from retrievers.indexes import (
     _documents_numpy,
     _graph_numpy,
     _inverted_numpy,
+    _lists_numpy,
     _maxsim_numpy,
     _plaid_numpy,
 )
@@ -48,6 +49,7 @@ _inverted: Any = _inverted_numpy if _module is None else _module
 _dense: Any = _dense_numpy if _module is None else _module
 _documents: Any = _documents_numpy if _module is None else _module
 _graph: Any = _graph_numpy if _module is None else _module
+_lists: Any = _lists_numpy if _module is None else _module
 _maxsim: Any = _maxsim_numpy if _module is None else _module
 _plaid: Any = _plaid_numpy if _module is None else _module
 
@@ -80,6 +82,9 @@ dense_scan: Callable[..., int] = _dense.dense_scan
 
 graph_search: Callable[..., int] = _graph.graph_search
 """The best nodes that a walk meets; see :func:`retrievers.indexes._graph_numpy.graph_search`."""
+
+lists_search: Callable[..., int] = _lists.lists_search
+"""The best rows of some lists; see :func:`retrievers.indexes._lists_numpy.lists_search`."""
 
 documents_read: Callable[..., list[tuple[Any, ...]]] = _documents.documents_read
 """Parts of stored documents; see :func:`retrievers.indexes._documents_numpy.documents_read`."""

@@ -25,6 +25,7 @@ from inverted_cases import (
     run_within,
 )
 from linear_cases import check_linear, linear_case, run_damaged_linear
+from lists_cases import lists_case, run_damaged_lists, run_lists
 from maxsim_cases import (
     check_maxsim,
     damaged_maxsim_case,
@@ -37,7 +38,7 @@ from maxsim_cases import (
 from plaid_cases import check_plaid, plaid_case, run_damaged_plaid
 from vocabulary_cases import run_damaged_vocabulary, run_vocabulary, vocabulary_case, wanted_vocabulary
 
-from retrievers.indexes import _dense_numpy, _documents_numpy, _graph_numpy, _maxsim_numpy
+from retrievers.indexes import _dense_numpy, _documents_numpy, _graph_numpy, _lists_numpy, _maxsim_numpy
 from retrievers.indexes import _inverted_numpy as twin
 
 
@@ -65,6 +66,9 @@ def run_everything(module: Any, seeds: range) -> None:
         graph = graph_case(seed)
         assert run_graph(module, graph) == run_graph(_graph_numpy, graph), f"seed {seed}"
         run_damaged_graph(module, seed)
+        lists = lists_case(seed)
+        assert run_lists(module, lists) == run_lists(_lists_numpy, lists), f"seed {seed}"
+        run_damaged_lists(module, seed)
         check_plaid(module, plaid_case(seed))
         run_damaged_plaid(module, seed)
         if module.bytes_level():

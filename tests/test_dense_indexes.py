@@ -402,7 +402,7 @@ def test_files_that_do_not_fit_are_found_when_opening(spec: str, tmp_path: Path)
         place = fresh(f"text {number}")
         (place / "dense.json").write_bytes(text)
         refuses(place, r"dense\.json")
-    if spec in ("flat", "hnsw"):  # of graphs see test_graph.py
+    if spec in ("flat", "hnsw", "ivf"):  # of graphs and lists see test_graph.py and test_lists.py
         return
     for number, (other, message) in enumerate(
         [
