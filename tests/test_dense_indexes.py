@@ -223,7 +223,7 @@ def test_filters_are_exact_and_hits_are_not_fewer_however_weak_the_candidates(sp
                 assert mask[rows].all()
 
 
-@pytest.mark.parametrize("spec", ["ivf(nlist=50, nprobe=1)", "ivfpq(nlist=50, nprobe=1, m=96)"])
+@pytest.mark.parametrize("spec", ["rabitq(nlist=50, nprobe=1)", "ivfpq(nlist=50, nprobe=1, m=96)"])
 def test_queries_between_two_lists_search_the_same_one_alone_and_together(spec: str) -> None:
     rng = np.random.default_rng(11)
     index = ApproximateIndex.build(unit(rng, 2000, 384), parse_index_spec(spec, "dense"))

@@ -40,7 +40,7 @@ def test_a_scan_of_lists_equals_its_twin_bit_for_bit(seed: int) -> None:
     [
         {"dimension": 0},
         {"codes": np.zeros((3, 2), np.int8)},
-        {"bounds": np.zeros((2, 4), np.float32)},
+        {"bounds": np.zeros((2, 3), np.float32)},
         {"spread": np.zeros((1, 2), np.float32)},
         {"centroid_codes": np.zeros((3, 2), np.int8)},
         {"centroid_bounds": np.zeros((2, 3), np.float32)},
@@ -68,7 +68,7 @@ def test_what_makes_lists_must_fit(module: str, change: dict[str, Any]) -> None:
         "probes": 1,
         "count": 3,
     }
-    assert run_lists(chosen, case) == (0, [[3, 0, -1], [2, 1, -1]])
+    assert run_lists(chosen, case) == (0, [[3, 0, -1], [1, 2, -1]])
     with pytest.raises(ValueError, match="fit"):
         run_lists(chosen, case | change)
 
