@@ -178,9 +178,10 @@ def propose(
     return nearest(index, queries, count, np.float32, parameters)
 
 
-def use_one_thread() -> None:
-    """Keep FAISS from starting threads of its own where it is called from this one."""
-    import_faiss().omp_set_num_threads(1)
+def use_one_thread(index: Any) -> None:
+    """Keep FAISS from starting threads of its own where ``index`` is one of its, and called from this thread."""
+    if not isinstance(index, Graph | Lists):
+        import_faiss().omp_set_num_threads(1)
 
 
 def _parameters(probes: int, selector: Any | None) -> Any:

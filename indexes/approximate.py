@@ -1,4 +1,4 @@
-"""The kinds ``hnsw``, ``ivf``, ``ivfpq``, ``rabitq``, ``sq8`` and ``binary``: FAISS proposes, the stored vectors decide."""
+"""The kinds ``hnsw``, ``ivf``, ``ivfpq``, ``rabitq``, ``sq8`` and ``binary``: codes propose, the vectors decide."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ApproximateIndex:
     when the index is built, to find that share of the ten best; see :mod:`retrievers.indexes.tuning`. For more than ten
     hits, ``ef_search`` and ``candidates`` grow in proportion.
 
-    A search with a filter is exact, and so is one for which FAISS proposes fewer candidates than hits are wanted, or
+    A search with a filter is exact, and so is one for which fewer candidates are proposed than hits are wanted, or
     with more than three of four rows deleted.
     Building uses all cores; two builds of an ``hnsw`` index may differ in which rows they find, while one built index
     always gives the same answer. Vectors too few to train what the specification asks for get fewer lists, or are
@@ -140,7 +140,7 @@ class ApproximateIndex:
         for best in shared(
             lambda piece: self._search(values[piece], k, count, permitted, mask),
             pieces(len(values), _PAIRS // count, _SHARE),
-            start=accelerators.use_one_thread,
+            start=lambda: accelerators.use_one_thread(self._index),
         ):
             found.rows.extend(best.rows)
             found.scores.extend(best.scores)
