@@ -394,3 +394,95 @@ def test_a_process_that_finds_another_model_is_refused(folders: dict[str, Path])
     make["source"] = str(folders["dense"] / "gone")
     with pytest.raises(FileNotFoundError, match="gone"):
         workers.Workers(1, make, "0" * 64).encode_document(MANY)
+
+
+def test_several_items_are_worked_on_at_a_time_in_order_and_few_wait() -> None:
+    taken, meeting = 0, threading.Barrier(3)
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(30):
+            taken += 1
+            yield number
+
+    def work(number: int) -> tuple[int, int]:
+        meeting.wait(20)  # passed by three at a time, or none
+        return number, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    found = []
+    for number, threads in batches.side_by_side(items(), work, 3):
+        found.append(number)
+        assert threads == 1
+        assert taken <= number + 5
+    assert found == list(range(30))
+    assert torch.get_num_threads() == before
+
+
+def test_threads_that_start_later_have_as_many_as_the_caller() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        several = batches.side_by_side(iter(range(9)), lambda number: number, 3)
+        found = [next(several)]
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (found, list(several)) == ([0, 3], list(range(1, 9)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_fails_beside_others_is_raised_in_its_place_and_no_thread_stays() -> None:
+    def work(number: int) -> int:
+        if number == 3:
+            raise ValueError("the third")
+        return number
+
+    threads = threading.active_count()
+    several = batches.side_by_side(iter(range(100)), work, 2)
+    assert [next(several), next(several), next(several)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the third"):
+        next(several)
+    several = batches.side_by_side(iter(range(100)), lambda number: number, 2)
+    assert next(several) == 0
+    several.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
+
+
+def test_a_single_item_keeps_the_threads_of_torch() -> None:
+    thread = threading.current_thread()
+    for count, size in ((1, 5), (4, 1), (4, 0)):
+        found = list(batches.side_by_side(iter(range(size)), lambda _: threading.current_thread(), count))
+        assert found == [thread] * size
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_side_by_side_give_the_same_vectors(
+    folders: dict[str, Path], kind: str, dtype: str | None, monkeypatch: Any
+) -> None:
+    texts = [f"the {'quick brown fox ' * (n % 23)} {n}" for n in range(600)]
+    encoder = load_model_encoder(folders[kind], device="cpu", dtype=dtype, batch_size=8)
+    before, used = torch.get_num_threads(), set()
+    forward = encoder.model.forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        used.add(threading.current_thread().name.split("_")[0])
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(encoder.model, "forward", watched)
+    try:
+        torch.set_num_threads(1)
+        alone = encoder.encode_document(texts)
+        assert used == {"MainThread"}
+        torch.set_num_threads(3)
+        together = encoder.encode_document(texts)
+        assert used == {"MainThread", "encoding"}
+        used.clear()
+        with torch.autocast("cpu"):
+            encoder.encode_document(texts[:20])
+        assert used == {"MainThread"}
+    finally:
+        torch.set_num_threads(before)
+    assert np.allclose(plain(alone), plain(together), atol=1e-5)

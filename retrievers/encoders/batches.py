@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: Tokenized at once, and sorted by their tokens among themselves.
 CHUNK = 256
@@ -134,3 +139,38 @@ def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
     finally:
         stopped.set()
         thread.join()
+
+
+def side_by_side(items: Iterator[Item], work: Callable[[Item], Result], count: int) -> Iterator[Result]:
+    """What ``work`` makes of each item, in order, several at a time: by ``count`` threads, in each of which torch has one.
+
+    A single item is worked on by the caller, with all threads that torch has.
+    """
+    import torch
+
+    first = list(islice(items, 2))
+    if len(first) < 2 or count < 2:
+        yield from map(work, chain(first, items))
+        return
+    started, threads = threading.Barrier(count + 1), torch.get_num_threads()
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread that has not asked yet takes over, once, what was set last by any other
+        started.wait()
+
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(count, "encoding", start)
+    try:
+        for _ in range(count):
+            pool.submit(int)
+        started.wait()
+        torch.set_num_threads(threads)  # the threads of others take over what was set last
+        for item in chain(first, items):
+            waiting.append(pool.submit(copy_context().run, work, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -292,7 +292,9 @@ class NeuralModel:
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
         """The model's outputs batch by batch, long texts first, with the positions of a batch's texts in ``texts``.
 
-        Where there are many texts a thread tokenizes the next while the model is at work.
+        Where there are many texts a thread tokenizes the next while the model is at work. On a processor several batches
+        are computed at a time, each by one thread: a batch is small enough for a core's cache, and threads that share it
+        would wait for each other at every step, the more so where other processes are at work.
         """
         import torch
 
@@ -300,10 +302,22 @@ class NeuralModel:
         if self.model.training:
             self.model.eval()
         prepared = self._prepare(checked, task, language)
-        for positions, features in batches.ahead(prepared) if len(checked) > batches.CHUNK else prepared:
+        if len(checked) > batches.CHUNK:
+            prepared = batches.ahead(prepared)
+
+        def compute(batch: tuple[NDArray[np.int64], dict[str, Any]]) -> tuple[NDArray[np.int64], dict[str, Any]]:
+            positions, features = batch
             with torch.inference_mode():
-                features = self.model(features, task=task, **options)
-            yield positions, features
+                return positions, self.model(features, task=task, **options)
+
+        yield from batches.side_by_side(prepared, compute, self._at_a_time())
+
+    def _at_a_time(self) -> int:
+        """How many batches are computed at a time. What torch does by itself in a thread, such as autocasting, stays there."""
+        import torch
+
+        alone = self.backend != "torch" or self.model.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+        return 1 if alone else torch.get_num_threads()
 
     def _prepare(
         self, texts: list[str], task: Task, language: str | None
