@@ -104,25 +104,7 @@ static int offer_rows(const Stored *stored, Query *query, const int64_t *rows, i
     return sound(scores, count) ? SOUND : NO_SCORE;
 }
 
-/* Rows that were proposed, in any order; -1 stands for none. */
-static int best_of_rows(const Stored *stored, Query *query, const int64_t *proposed, int64_t count) {
-    int64_t rows[CHUNK], filled = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (proposed[i] < -1 || proposed[i] >= stored->n)
-            return NO_ROW;
-    for (int64_t i = 0; i < count; i++) {
-        if (proposed[i] >= 0)
-            rows[filled++] = proposed[i];
-        if (filled == CHUNK || (filled > 0 && i == count - 1)) {
-            if (offer_rows(stored, query, rows, filled) != SOUND)
-                return NO_SCORE;
-            filled = 0;
-        }
-    }
-    return SOUND;
-}
-
-/* Up to CHUNK rows that come in ascending order: one that equals the worst of the best is not better. */
+/* Up to CHUNK rows, without those that cannot be among the best. */
 static int sift_rows(const Stored *stored, Query *query, const int64_t *rows, int64_t count) {
     if (query->best.size < query->best.k)
         return offer_rows(stored, query, rows, count);
@@ -143,26 +125,51 @@ CLONES static int any_open(const float *restrict bounds, float least) {
     return open;
 }
 
-/* The same where bounds of the scores are known already. */
-static int sift_sieved(const Stored *stored, Query *query, const int64_t *rows, int64_t count, const float *bounds) {
-    if (query->best.size < query->best.k)
-        return offer_rows(stored, query, rows, count);
+/* Those of up to CHUNK rows that may be among the best, as their bounds tell, of a query that has k already. */
+static int64_t open_rows(const Query *query, const int64_t *rows, int64_t count, const float *bounds, int64_t *near) {
     const double worst = query->best.scores[0], base = query->sieved.base;
     const float least = (float)(worst - base - 0x1p-20 * (fabs(worst) + fabs(base)));
-    if (!any_open(bounds, least))
-        return SOUND;
-    int64_t near[CHUNK], kept = 0;
+    int64_t kept = 0;
+    if (any_open(bounds, least))
+        for (int64_t i = 0; i < count; i++)
+            if (!(bounds[i] < least))
+                near[kept++] = rows[i];
+    return kept;
+}
+
+/* Rows that were proposed, in any order; -1 stands for none. The first of them are scored, the others sifted. */
+static int best_of_rows(const Stored *stored, const Sieve *sieve, Query *query, const int64_t *proposed, int64_t count) {
+    const Sieved *sieved = &query->sieved;
+    int64_t rows[CHUNK], near[CHUNK];
+    float bounds[SIEVED_ROWS];
+    int outcome = SOUND;
     for (int64_t i = 0; i < count; i++)
-        if (!(bounds[i] < least))
-            near[kept++] = rows[i];
-    return sift_rows(stored, query, near, kept);
+        if (proposed[i] < -1 || proposed[i] >= stored->n)
+            return NO_ROW;
+    for (int64_t i = 0; i < count && outcome == SOUND;) {
+        const int64_t wanted = query->best.k - query->best.size, most = wanted > 0 && wanted < CHUNK ? wanted : CHUNK;
+        int64_t filled = 0;
+        for (; i < count && filled < most; i++)
+            if (proposed[i] >= 0)
+                rows[filled++] = proposed[i];
+        if (sieve == NULL || wanted > 0) {
+            outcome = offer_rows(stored, query, rows, filled);
+        } else {
+            sieve_bounds(sieve, &sieved, 1, rows, filled, 0, bounds);
+            filled = open_rows(query, rows, filled, bounds, near);
+            outcome = offer_rows(stored, query, near, filled);
+        }
+    }
+    return outcome;
 }
 
 /* Up to CHUNK rows by all queries; sieve may be NULL. */
 static int sift_all(const Stored *stored, const Sieve *sieve, Query *queries, int64_t query_count, const int64_t *rows,
-                    int64_t count) {
+                    int64_t count) { /* in ascending order */
+    const int together = rows[count - 1] - rows[0] == count - 1;
     float bounds[SIEVED_QUERIES * SIEVED_ROWS];
     const Sieved *sieved[SIEVED_QUERIES];
+    int64_t near[CHUNK];
     int outcome = SOUND;
     for (int64_t query = 0; query < query_count && outcome == SOUND && sieve == NULL; query++)
         outcome = sift_rows(stored, queries + query, rows, count);
@@ -170,9 +177,16 @@ static int sift_all(const Stored *stored, const Sieve *sieve, Query *queries, in
         const int64_t some = query_count - first < SIEVED_QUERIES ? query_count - first : SIEVED_QUERIES;
         for (int64_t query = 0; query < some; query++)
             sieved[query] = &queries[first + query].sieved;
-        sieve_bounds(sieve, sieved, some, rows, count, bounds);
-        for (int64_t query = 0; query < some && outcome == SOUND; query++)
-            outcome = sift_sieved(stored, queries + first + query, rows, count, bounds + query * SIEVED_ROWS);
+        sieve_bounds(sieve, sieved, some, rows, count, together, bounds);
+        for (int64_t query = 0; query < some && outcome == SOUND; query++) {
+            Query *one = queries + first + query;
+            if (one->best.size < one->best.k) {
+                outcome = offer_rows(stored, one, rows, count);
+            } else {
+                const int64_t kept = open_rows(one, rows, count, bounds + query * SIEVED_ROWS, near);
+                outcome = sift_rows(stored, one, near, kept);
+            }
+        }
     }
     return outcome;
 }
@@ -315,29 +329,41 @@ static void finish(const Best *best, Query *queries) {
     }
 }
 
-/* dense_best(dimension, values, queries, rows, best_rows, best_scores, counts) -> as above */
+/* Codes, bounds and spread, all of them or none; NULL for none. */
+static int take_codes(Sieve **sieve, const Py_buffer *three, int64_t n, int64_t dimension) {
+    if (three[0].obj == NULL && three[1].obj == NULL && three[2].obj == NULL)
+        *sieve = NULL;
+    else
+        return three[0].obj != NULL && three[1].obj != NULL && three[2].obj != NULL &&
+               take_sieve(*sieve, three, three + 1, three + 2, n, dimension);
+    return 1;
+}
+
+/* dense_best(dimension, values, codes | None, bounds | None, spread | None, queries, rows, best_rows, best_scores, counts)
+ * -> as above */
 PyObject *dense_best(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, QUERIES, ROWS, BEST, BUFFERS = BEST + 3 };
+    enum { VALUES, CODES, QUERIES = CODES + 3, ROWS, BEST, BUFFERS = BEST + 3 };
     Py_buffer b[BUFFERS];
     Stored stored;
     Best best;
+    Sieve taken, *sieve = &taken;
     long long dimension;
-    if (!PyArg_ParseTuple(arguments, "Ly*y*y*w*w*w*", &dimension, b + VALUES, b + QUERIES, b + ROWS, b + BEST, b + BEST + 1,
-                          b + BEST + 2))
+    if (!PyArg_ParseTuple(arguments, "Ly*z*z*z*y*y*w*w*w*", &dimension, b + VALUES, b + CODES, b + CODES + 1, b + CODES + 2,
+                          b + QUERIES, b + ROWS, b + BEST, b + BEST + 1, b + BEST + 2))
         return NULL;
     const int64_t cells = item_count(b + ROWS, 8);
     if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) || cells < 0 ||
-        (best.count > 0 ? cells % best.count : cells) != 0)
+        (best.count > 0 ? cells % best.count : cells) != 0 || !take_codes(&sieve, b + CODES, stored.n, dimension))
         return answer(b, BUFFERS, misfit());
     const int64_t width = best.count > 0 ? cells / best.count : 0;
-    Query *queries = ready(&best, &stored, NULL);
+    Query *queries = ready(&best, &stored, sieve);
     if (queries == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());
     int outcome = SOUND;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < best.count && outcome == SOUND; i++)
-        outcome = best_of_rows(&stored, queries + i, (const int64_t *)b[ROWS].buf + i * width, width);
+        outcome = best_of_rows(&stored, sieve, queries + i, (const int64_t *)b[ROWS].buf + i * width, width);
     finish(&best, queries);
     Py_END_ALLOW_THREADS
     free(queries);
@@ -348,30 +374,28 @@ PyObject *dense_best(PyObject *module, PyObject *arguments) {
  * best_scores, counts) -> as above */
 PyObject *dense_scan(PyObject *module, PyObject *arguments) {
     (void)module;
-    enum { VALUES, CODES, BOUNDS, SPREAD, QUERIES, MASK, BEST, BUFFERS = BEST + 3 };
+    enum { VALUES, CODES, QUERIES = CODES + 3, MASK, BEST, BUFFERS = BEST + 3 };
     Py_buffer b[BUFFERS];
     Stored stored;
     Best best;
+    Sieve taken, *sieve = &taken;
     long long dimension;
     double longest;
-    if (!PyArg_ParseTuple(arguments, "Ly*dz*z*z*y*z*w*w*w*", &dimension, b + VALUES, &longest, b + CODES, b + BOUNDS, b + SPREAD,
-                          b + QUERIES, b + MASK, b + BEST, b + BEST + 1, b + BEST + 2))
+    if (!PyArg_ParseTuple(arguments, "Ly*dz*z*z*y*z*w*w*w*", &dimension, b + VALUES, &longest, b + CODES, b + CODES + 1,
+                          b + CODES + 2, b + QUERIES, b + MASK, b + BEST, b + BEST + 1, b + BEST + 2))
         return NULL;
-    Sieve sieve;
-    const int coded = b[CODES].obj != NULL;
     if (!take_stored(&stored, b + VALUES, dimension) || !take_best(&best, &stored, b + QUERIES, b + BEST) ||
         (b[MASK].buf != NULL && (int64_t)b[MASK].len != stored.n / 8 + (stored.n % 8 != 0)) ||
-        coded != (b[BOUNDS].obj != NULL) || coded != (b[SPREAD].obj != NULL) ||
-        (coded && !take_sieve(&sieve, b + CODES, b + BOUNDS, b + SPREAD, stored.n, dimension)))
+        !take_codes(&sieve, b + CODES, stored.n, dimension))
         return answer(b, BUFFERS, misfit());
-    Query *queries = ready(&best, &stored, coded ? &sieve : NULL);
+    Query *queries = ready(&best, &stored, sieve);
     if (queries == NULL)
         return answer(b, BUFFERS, PyErr_NoMemory());
     int outcome;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < best.count; i++)
         queries[i].slack = slack(&stored, queries[i].wide, longest);
-    outcome = scan(&stored, coded ? &sieve : NULL, queries, best.count, b[MASK].buf);
+    outcome = scan(&stored, sieve, queries, best.count, b[MASK].buf);
     finish(&best, queries);
     Py_END_ALLOW_THREADS
     free(queries);

@@ -86,6 +86,9 @@ def dense_scores(
 def dense_best(
     dimension: int,
     values: NDArray[np.float32],
+    codes: NDArray[np.int8] | None,
+    bounds: NDArray[np.float32] | None,
+    spread: NDArray[np.float32] | None,
     queries: NDArray[np.float32],
     rows: NDArray[np.int64],
     best_rows: NDArray[np.int64],
@@ -95,9 +98,11 @@ def dense_best(
     """The best ``k`` of the rows proposed for each query, ``[queries, proposed]``, of which -1 stands for none.
 
     Scores and outcomes are those of :func:`dense_scores`. ``best_rows`` and ``best_scores`` (``[queries, k]``) get the best
-    in their first ``counts`` (``[queries]``) places, by descending score and ascending row.
+    in their first ``counts`` (``[queries]``) places, by descending score and ascending row. ``codes``, ``bounds`` and
+    ``spread`` are those of a :class:`retrievers.indexes.sieve.Sieve`, or all None: the compiled twin passes over rows by them.
     """
     _check_best(dimension, values, queries, best_rows, best_scores, counts)
+    _check_codes(dimension, values, codes, bounds, spread)
     if rows.size % len(counts) if len(counts) else rows.size:
         raise ValueError("the sizes of the buffers do not fit together")
     counts[:] = 0
@@ -126,14 +131,12 @@ def dense_scan(
 ) -> int:
     """The best ``k`` of all rows, or of those in a bitmap, as :func:`dense_best` gives them.
 
-    ``longest`` is an upper bound of the lengths of the rows; ``codes``, ``bounds`` and ``spread`` are those of a
-    :class:`retrievers.indexes.sieve.Sieve`, or all None: the compiled twin passes over rows by them.
+    ``longest`` is an upper bound of the lengths of the rows.
     """
     _check_best(dimension, values, queries, best_rows, best_scores, counts)
     n, k = values.size // dimension, best_rows.shape[1]
-    sieve = [part for part in (codes, bounds, spread) if part is not None]
-    fits = not sieve or [part.size for part in sieve] == [values.size, 2 * n, 2 * dimension]
-    if (mask is not None and len(mask) != -(-n // 8)) or not fits:
+    _check_codes(dimension, values, codes, bounds, spread)
+    if mask is not None and len(mask) != -(-n // 8):
         raise ValueError("the sizes of the buffers do not fit together")
     values, queries = values.reshape(-1, dimension), queries.reshape(-1, dimension)
     lengths = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))
@@ -195,6 +198,12 @@ def _take(
 
 def _check(dimension: int, values: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
     if dimension < 1 or values.size % dimension or queries.size % dimension:
+        raise ValueError("the sizes of the buffers do not fit together")
+
+
+def _check_codes(dimension: int, values: NDArray[np.float32], *parts: NDArray[np.generic] | None) -> None:
+    given = [part.size for part in parts if part is not None]
+    if given and given != [values.size, 2 * (values.size // dimension), 2 * dimension]:
         raise ValueError("the sizes of the buffers do not fit together")
 
 

@@ -145,17 +145,18 @@ CLONES static void bound(const Sieved *query, const float *restrict steps, const
 }
 
 void sieve_bounds(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows, int64_t row_count,
-                  float *bounds) {
+                  int together, float *bounds) {
     int32_t sums[SIEVED_QUERIES * SIEVED_ROWS];
     float some_steps[SIEVED_ROWS] = {0}, some_errors[SIEVED_ROWS] = {0};
     const float *steps = some_steps, *errors = some_errors;
-    const int together = row_count > 0 && rows[row_count - 1] - rows[0] == row_count - 1;
     memset(sums, 0, (size_t)query_count * SIEVED_ROWS * sizeof *sums);
     if (together && row_count == SIEVED_ROWS)
         steps = sieve->steps + rows[0], errors = sieve->errors + rows[0];
     else
         for (int64_t i = 0; i < row_count; i++)
             some_steps[i] = sieve->steps[rows[i]], some_errors[i] = sieve->errors[rows[i]];
+    for (int64_t i = 0; i < row_count && i < ROWS_AHEAD && !together; i++)
+        ask(sieve->codes + rows[i] * sieve->dimension, 0, sieve->dimension);
     if (query_count == 1)
         multiply_by_one(sieve, queries[0]->shorts, rows, row_count, together, sums);
     else

@@ -55,8 +55,8 @@ static inline int32_t sieve_product(const int8_t *restrict codes, const int16_t 
 void sieve_scores(const Sieve *sieve, const Sieved *query, const int32_t *rows, int64_t count, float *scores);
 
 /* Bounds, [queries, SIEVED_ROWS], of the inner products of up to SIEVED_QUERIES queries and SIEVED_ROWS rows, less the base of
- * the query: NaN or what is no smaller. */
+ * the query: NaN or what is no smaller. Rows lie together where each is the one after that before. */
 void sieve_bounds(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows, int64_t row_count,
-                  float *bounds);
+                  int together, float *bounds);
 
 #endif

@@ -182,6 +182,10 @@ class StoredVectors:
         """The vectors where they are read quickest: in memory, once they have been copied there."""
         return self._resident if "_resident" in self.__dict__ else self.values
 
+    @property
+    def _codes(self) -> tuple[NDArray[Any] | None, ...]:
+        return (None, None, None) if self.sieve is None else self.sieve.parts()
+
     def check_queries(self, queries: Vectors) -> NDArray[np.float32]:
         """The queries, contiguous; VectorError for those that no search could answer."""
         dimension = self.values.shape[1]
@@ -234,15 +238,14 @@ class StoredVectors:
     def _compare(self, queries: NDArray[np.float32], k: int, mask: Bitmap | None) -> Found:
         """:meth:`scan`, row by row."""
         best = _room(len(queries), k)
-        codes = (None, None, None) if self.sieve is None else self.sieve.parts()
         dimension, values = self.values.shape[1], self._quickest
-        self._expect(kernels.dense_scan(dimension, values, self.longest, *codes, queries, mask, *best))
+        self._expect(kernels.dense_scan(dimension, values, self.longest, *self._codes, queries, mask, *best))
         return _found(*best)
 
     def best(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:
         """The best ``k`` of the rows proposed for each query, int64 ``[queries, proposed]``, of which -1 stands for none."""
         best = _room(len(queries), k)
-        self._expect(kernels.dense_best(self.values.shape[1], self._quickest, queries, rows, *best))
+        self._expect(kernels.dense_best(self.values.shape[1], self._quickest, *self._codes, queries, rows, *best))
         return _found(*best)
 
     def _scores(

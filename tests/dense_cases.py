@@ -80,7 +80,7 @@ def run_dense(module: Any, case: dict[str, Any]) -> list[Any]:
     outcome = module.dense_scores(dimension, values, queries, numbers, rows.ravel(), scores)
     found.append((outcome, scores.tobytes() if outcome == 0 else b""))
     for call in (
-        lambda best: module.dense_best(dimension, values, queries, rows, *best),
+        lambda best: module.dense_best(dimension, values, codes, bounds, spread, queries, rows, *best),
         lambda best: module.dense_scan(dimension, values, longest, codes, bounds, spread, queries, mask, *best),
     ):
         best = np.zeros((count, k), np.int64), np.zeros((count, k), np.float32), np.zeros(count, np.int64)

@@ -148,6 +148,7 @@ def test_products_in_float64_equal_their_twin_bit_for_bit(seed: int) -> None:
         {"values": np.ones(7, np.float32)},
         {"queries": np.ones((3, 2), np.float32)},
         {"rows": np.zeros(3, np.int64)},
+        {"codes": np.zeros((3, 2), np.int8)},
         {"best_scores": np.zeros((2, 2), np.float32)},
         {"best_rows": np.zeros((2, 0), np.int64), "best_scores": np.zeros((2, 0), np.float32)},
         {"counts": np.zeros(1, np.int64)},
@@ -158,6 +159,9 @@ def test_what_is_proposed_must_fit(module: str, change: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {
         "dimension": 2,
         "values": np.ones((3, 2), np.float32),
+        "codes": None,
+        "bounds": None,
+        "spread": None,
         "queries": np.ones((2, 2), np.float32),
         "rows": np.array([[0, 2], [-1, 1]]),
         "best_rows": np.zeros((2, 1), np.int64),
@@ -169,20 +173,29 @@ def test_what_is_proposed_must_fit(module: str, change: dict[str, Any]) -> None:
     assert arguments["best_rows"].tolist() == [[0], [1]]
     with pytest.raises(ValueError, match="fit"):
         chosen.dense_best(*(arguments | change).values())
-    scan = [*arguments.values()]
-    codes, bounds, spread = np.zeros((3, 2), np.int8), np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32)
-    queries = arguments["queries"]
-    for wrong in (
-        [1.5, None, None, None, queries, np.zeros(2, np.uint8)],
-        [1.5, codes, bounds, None, queries, None],
-        [1.5, None, bounds, spread, queries, None],
-        [1.5, codes[:2], bounds, spread, queries, None],
-        [1.5, codes, bounds[:1], spread, queries, None],
-        [1.5, codes, bounds, spread[:1], queries, None],
+    sieve = {
+        "codes": np.zeros((3, 2), np.int8),
+        "bounds": np.zeros((2, 3), np.float32),
+        "spread": np.zeros((2, 2), np.float32),
+    }
+    assert chosen.dense_best(*(arguments | sieve).values()) == 0
+    del arguments["rows"]
+    for wrong, mask in (
+        ({}, np.zeros(2, np.uint8)),
+        (sieve | {"spread": None}, None),
+        (sieve | {"codes": None}, None),
+        (sieve | {"codes": np.zeros((2, 2), np.int8)}, None),
+        (sieve | {"bounds": np.zeros((1, 3), np.float32)}, None),
+        (sieve | {"spread": np.zeros((1, 2), np.float32)}, None),
+        (sieve, None),
     ):
+        scan = [*(arguments | wrong).values()]
+        scan[2:2], scan[7:7] = [1.5], [mask]
+        if wrong is sieve:
+            assert chosen.dense_scan(*scan) == 0
+            continue
         with pytest.raises(ValueError, match="fit"):
-            chosen.dense_scan(*scan[:2], *wrong, *scan[4:])
-    assert chosen.dense_scan(*scan[:2], 1.5, codes, bounds, spread, queries, None, *scan[4:]) == 0
+            chosen.dense_scan(*scan)
 
 
 @needs_compiled
