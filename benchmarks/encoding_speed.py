@@ -7,7 +7,8 @@ sentence-transformers' float32 vectors are those of the timed vectors. "float32 
 with sentence-transformers' vectors of the queries: what an index gives that is asked in other numbers than it was built in.
 
 Models: all-MiniLM-L6-v2 (22.7 million parameters) and a SPLADE model of 2 layers by 128 (4.4 million), out of packages. One
-thread, except for --workers, which times N processes against one. Runtimes that are not installed are left out, said so.
+thread, except for --workers and --threads, which time N processes, or threads, against one. Runtimes that are not installed
+are left out, said so.
 
 Run: pip install 'tri-retrievers[onnx,openvino]'; RETRIEVERS_SHARED=... HF_HUB_OFFLINE=1 python benchmarks/encoding_speed.py
 """
@@ -182,6 +183,27 @@ def share_out(model: str, name: str, count: int) -> None:
     )
 
 
+def by_threads(model: str, name: str, count: int) -> None:
+    """Passages a second, by the clock, with one thread of torch and with several."""
+    texts = [document.content for document in read_beir(folder(name))][:BLOCK]
+    encoders = contenders(model, ["torch float32", "torch int8"])
+    times: dict[tuple[str, int], list[float]] = {}
+    for repeat in range(4):
+        for called, encode in encoders.items():
+            for threads in (1, count):
+                torch.set_num_threads(threads)
+                start = time.perf_counter()
+                encode(texts, "document")
+                if repeat:  # the first is for warming up
+                    times.setdefault((called, threads), []).append(time.perf_counter() - start)
+    for called in encoders:
+        one, several = (len(texts) / quantile(times[called, threads], 0.5) for threads in (1, count))
+        print(
+            f"{model}, {called}, {len(texts)} passages of {name}: {one:.1f} a second with 1 thread, {several:.1f} with {count}: "
+            f"{several / one:.2f} times (medians of 3, in turns)"
+        )
+
+
 def _peak(ours: bool, answer: Any) -> None:
     """In a process of its own: the memory before and after a sparse model has encoded some long texts."""
     import sentence_transformers
@@ -213,6 +235,7 @@ def main() -> None:
     parser.add_argument("--computing", choices=COMPUTING, action="append", help="by default all")
     parser.add_argument("--limit", type=int, help="so many passages of a collection only; nDCG then says little")
     parser.add_argument("--workers", type=int, help="time so many processes against one, and nothing else")
+    parser.add_argument("--threads", type=int, help="time so many threads of torch against one, and nothing else")
     parser.add_argument("--memory", action="store_true", help="only the memory of a sparse model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -222,6 +245,9 @@ def main() -> None:
         return
     for model in arguments.model or MODELS:
         for name in arguments.names:
+            if arguments.threads is not None:
+                by_threads(model, name, arguments.threads)
+                continue
             if arguments.workers is not None:
                 share_out(model, name, arguments.workers)
                 continue

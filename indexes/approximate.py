@@ -80,7 +80,7 @@ class ApproximateIndex:
 
     @classmethod
     def build(cls, vectors: Vectors, spec: Spec) -> Self:
-        """Index float32 ``[n, dim]``; besides the array, which is kept, it takes no more memory than a copy of it.
+        """Index float32 ``[n, dim]``; besides the array, which is kept, it takes up to 1.5 times its memory.
 
         Raises VectorError, SpecError.
         """
