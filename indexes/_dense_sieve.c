@@ -20,8 +20,8 @@ int take_sieve(Sieve *sieve, const Py_buffer *codes, const Py_buffer *bounds, co
     if (dimension < 1 || (int64_t)codes->len != n * dimension || item_count(bounds, 4) != 2 * n ||
         item_count(spread, 4) != 2 * dimension)
         return 0;
-    *sieve = (Sieve){codes->buf,    of_rows,   of_rows + n, of_dimensions, of_dimensions + dimension,
-                     dimension, padded_for_sieve(dimension), NULL};
+    *sieve = (Sieve){codes->buf, of_rows,   of_rows + n,                 of_dimensions, of_dimensions + dimension,
+                     dimension,  padded_for_sieve(dimension), NULL};
     return 1;
 }
 
@@ -53,7 +53,7 @@ CLONES void sieve_query(const Sieve *sieve, const float *restrict query, Sieved 
             const double number = (double)query[first + i] * scales[first + i];
             const double whole = (number / divisor + ROUNDED) - ROUNDED; /* to the nearest whole number, of two the even one */
             const double left = number - (double)unit * whole;
-            shorts[first + i] = (int16_t)whole;
+            shorts[first + i] = (int16_t)(whole == whole ? whole : 0); /* scales that are no numbers are a damaged file's */
             rests[i] += left * left;
         }
     for (int i = 0; i < PARTS; i++)
@@ -112,8 +112,6 @@ CLONES static void multiply_by_one(const Sieve *sieve, const int16_t *restrict q
 CLONES static void multiply(const Sieve *sieve, const Sieved *const *queries, int64_t query_count, const int64_t *rows,
                             int64_t count, int together, int32_t *restrict sums) {
     const int64_t dimension = sieve->dimension, padded = sieve->padded;
-    const int16_t *restrict first = sieve->wide, *restrict second = first + padded, *restrict third = second + padded,
-                           *restrict fourth = third + padded;
     for (int64_t i = 0; i < count; i += TILE) {
         const int64_t some = count - i < TILE ? count - i : TILE;
         for (int64_t row = 0; row < some; row++) {
@@ -123,7 +121,8 @@ CLONES static void multiply(const Sieve *sieve, const Sieved *const *queries, in
                 wide[d] = codes[d];
         }
         for (int64_t query = 0; query < query_count; query++) {
-            const int16_t *restrict shorts = queries[query]->shorts;
+            const int16_t *restrict shorts = queries[query]->shorts, *first = sieve->wide, *second = first + padded;
+            const int16_t *third = second + padded, *fourth = third + padded;
             int32_t a = 0, b = 0, c = 0, e = 0;
             for (int64_t d = 0; d < padded; d++) {
                 a += (int32_t)first[d] * shorts[d];
