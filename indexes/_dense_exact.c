@@ -19,11 +19,8 @@
 enum {
     LANES = 32,
     CHUNK = SIEVED_ROWS, /* rows that are scored before the best of them are taken */
-    AHEAD = 3,   /* rows that are asked for while one is scored, */
-    LINE = 64,   /* cache line by cache line */
-    SOUND = 0,
-    NO_ROW = 1,  /* a row that there is not */
-    NO_SCORE = 2 /* a score that float32 does not hold */
+    AHEAD = 3,           /* rows that are asked for while one is scored, */
+    LINE = 64            /* cache line by cache line */
 };
 
 typedef struct {
@@ -238,12 +235,6 @@ static double slack(const Stored *stored, const double *query, double longest) {
 static PyObject *misfit(void) {
     PyErr_SetString(PyExc_ValueError, "the sizes of the buffers do not fit together, or a query is out of bounds");
     return NULL;
-}
-
-static PyObject *answer(Py_buffer *buffers, int count, PyObject *result) {
-    for (int i = 0; i < count; i++)
-        PyBuffer_Release(buffers + i);
-    return result;
 }
 
 /* dense_scores(dimension, values, queries, numbers, rows, scores) -> SOUND, NO_ROW or NO_SCORE */

@@ -15,6 +15,12 @@ enum {
     SIEVED_QUERIES = 16 /* by so many queries */
 };
 
+enum { /* what searches over dense vectors come to */
+    SOUND = 0,
+    NO_ROW = 1,  /* a row that there is not */
+    NO_SCORE = 2 /* a score that float32 does not hold */
+};
+
 typedef struct {
     const int8_t *codes;          /* [n, dimension] */
     const float *steps, *errors;  /* [n] each */

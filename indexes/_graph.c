@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDEST = 1 << 20, HIGHEST = 64, SOUND = 0, NO_ROW = 1 };
+enum { WIDEST = 1 << 20, HIGHEST = 64 };
 
 typedef struct {
     Sieve sieve;
@@ -117,12 +117,6 @@ static void take_best(const Beam *beam, const uint8_t *mask, int64_t *rows, int6
     }
     while (kept < count)
         rows[kept++] = -1;
-}
-
-static PyObject *answer(Py_buffer *buffers, int count, PyObject *result) {
-    for (int i = 0; i < count; i++)
-        PyBuffer_Release(buffers + i);
-    return result;
 }
 
 /* graph_search(dimension, codes, bounds, spread, links, starts, upper, upper_width, entry, levels, queries, mask | None, effort,

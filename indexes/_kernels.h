@@ -36,6 +36,13 @@ static inline int64_t item_count(const Py_buffer *buffer, Py_ssize_t size) {
     return buffer->len % size == 0 && (uintptr_t)buffer->buf % (uintptr_t)size == 0 ? (int64_t)(buffer->len / size) : -1;
 }
 
+/* Releases the buffers of a call and gives its result back. */
+static inline PyObject *answer(Py_buffer *buffers, int count, PyObject *result) {
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(buffers + i);
+    return result;
+}
+
 /* What one thread has written before it stores is there for another that loads it. */
 #if defined(__GNUC__)
 #define STORE_RELEASE(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)

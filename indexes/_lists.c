@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 64, SOUND = 0, NO_ROW = 1 };
+enum { CHUNK = 64 };
 
 typedef struct {
     Sieve sieve, centroids; /* the codes of rows lie list by list */
@@ -66,12 +66,6 @@ static int search(const Lists *lists, const Sieved *query, const Sieved *of_cent
     for (int64_t i = best->size; i < best->k; i++)
         best->rows[i] = -1;
     return SOUND;
-}
-
-static PyObject *answer(Py_buffer *buffers, int count, PyObject *result) {
-    for (int i = 0; i < count; i++)
-        PyBuffer_Release(buffers + i);
-    return result;
 }
 
 /* lists_search(dimension, codes, bounds, spread, codes, bounds and spread of centroids, rows, starts, queries, mask | None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.indexes._graph_numpy import NO_ROW, SOUND, code_scores, shorts_of
+from retrievers.indexes._dense_numpy import NO_ROW, SOUND
+from retrievers.indexes._sieve_numpy import code_scores, shorts_of
 
 
 def lists_search(

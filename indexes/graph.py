@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes import bitmaps, kernels
-from retrievers.indexes._graph_numpy import NO_ROW
+from retrievers.indexes._dense_numpy import NO_ROW
 from retrievers.indexes.arrays import load_array, load_meta
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import import_faiss

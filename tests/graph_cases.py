@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from noise import noise_like
+from noise import spoil
 
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.sieve import Sieve
@@ -49,21 +50,20 @@ def graph_case(seed: int) -> dict[str, Any]:
     }
 
 
-def run_graph(module: Any, case: dict[str, Any]) -> tuple[int, list[list[int]]]:
+def rows_found(search: Callable[..., int], case: dict[str, Any]) -> tuple[int, list[list[int]]]:
+    """What a kernel answers that writes ``count`` rows for each query, and those rows where that is sound."""
     *arguments, count = case.values()
     rows = np.full((len(case["queries"]), count), -7, np.int64)
-    outcome = module.graph_search(*arguments, rows)
+    outcome = search(*arguments, rows)
     return outcome, rows.tolist() if outcome == 0 else []
 
 
+def run_graph(module: Any, case: dict[str, Any]) -> tuple[int, list[list[int]]]:
+    return rows_found(module.graph_search, case)
+
+
 def run_damaged_graph(module: Any, seed: int) -> None:
-    rng = np.random.default_rng(seed)
     case = graph_case(seed)
-    name = str(rng.choice([name for name in case if name != "count"]))
-    value = case[name]
-    if isinstance(value, np.ndarray):
-        case[name] = [value[: rng.integers(len(value) + 1)], noise_like(rng, value)][rng.integers(2)]
-    elif value is not None:
-        case[name] = int(rng.choice([-1, 0, 2, 1 << 40]))
+    spoil(np.random.default_rng(seed), case, [name for name in case if name != "count"])
     with contextlib.suppress(ValueError):
         run_graph(module, case)

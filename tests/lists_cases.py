@@ -6,7 +6,8 @@ import contextlib
 from typing import Any
 
 import numpy as np
-from noise import noise_like
+from graph_cases import rows_found
+from noise import spoil
 
 from retrievers.indexes.bitmaps import pack
 from retrievers.indexes.sieve import Sieve
@@ -41,20 +42,11 @@ def lists_case(seed: int) -> dict[str, Any]:
 
 
 def run_lists(module: Any, case: dict[str, Any]) -> tuple[int, list[list[int]]]:
-    *arguments, count = case.values()
-    found = np.full((len(case["queries"]), count), -7, np.int64)
-    outcome = module.lists_search(*arguments, found)
-    return outcome, found.tolist() if outcome == 0 else []
+    return rows_found(module.lists_search, case)
 
 
 def run_damaged_lists(module: Any, seed: int) -> None:
-    rng = np.random.default_rng(seed)
     case = lists_case(seed)
-    name = str(rng.choice([name for name in case if name != "count"]))
-    value = case[name]
-    if isinstance(value, np.ndarray):
-        case[name] = [value[: rng.integers(len(value) + 1)], noise_like(rng, value)][rng.integers(2)]
-    elif value is not None:
-        case[name] = int(rng.choice([-1, 0, 2, 1 << 40]))
+    spoil(np.random.default_rng(seed), case, [name for name in case if name != "count"])
     with contextlib.suppress(ValueError):
         run_lists(module, case)
