@@ -13,7 +13,7 @@ from retrievers.errors import IndexDamagedError, IndexFormatError, IndexNotFound
 from retrievers.indexes.arrays import refuse_open_files
 from retrievers.indexes.files import FileRecord, Records, replace_file
 
-FORMAT = 2
+FORMAT = 3
 """The version of the on-disk format that this library writes; it reads this one and older ones."""
 
 NAME = "manifest.json"
