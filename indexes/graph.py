@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes import bitmaps, kernels
 from retrievers.indexes._dense_numpy import NO_ROW
-from retrievers.indexes.arrays import load_array, load_meta
+from retrievers.indexes.arrays import load_array, load_meta, touch
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.exact import import_faiss
 from retrievers.indexes.sieve import Sieve
@@ -138,6 +138,7 @@ class Graph:
         links = load_array(folder / _LINKS, np.int32, (n, 2 * m))
         starts = load_array(folder / _STARTS, np.int32, (n,))
         upper = load_array(folder / _UPPER, np.int32, (uppers, m))
+        touch(upper, starts, links, sieve.codes, sieve.bounds)
         return cls(sieve, links, starts, upper, entry, levels, str(folder / _LINKS))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retrievers.errors import IndexDamagedError
 from retrievers.indexes import kernels
 from retrievers.indexes._dense_numpy import NO_ROW
-from retrievers.indexes.arrays import load_array
+from retrievers.indexes.arrays import load_array, touch
 from retrievers.indexes.bitmaps import Bitmap
 from retrievers.indexes.sieve import Sieve
 
@@ -110,4 +110,5 @@ class Lists:
         place = folder / _LISTS
         sieve, centroids = Sieve.load(place, n, dimension), Sieve.load(folder / _CENTROIDS, lists, dimension)
         rows, starts = load_array(place / _ROWS, np.int32, (n,)), load_array(place / _STARTS, np.int64, (lists + 1,))
+        touch(centroids.codes, rows, sieve.codes, sieve.bounds)
         return cls(centroids, sieve, rows, starts, str(place))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from test_kernels import compiled_module, needs_compiled
 
 from retrievers.errors import IndexDamagedError
-from retrievers.indexes import _graph_numpy, bitmaps
+from retrievers.indexes import _graph_numpy, arrays, bitmaps
 from retrievers.indexes.approximate import ApproximateIndex
 from retrievers.indexes.dense import FlatIndex
 from retrievers.indexes.graph import Graph
@@ -186,3 +186,17 @@ def test_files_of_a_graph_that_do_not_fit_are_found_when_opening(tmp_path: Path)
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(IndexDamagedError, match=r"index\.faiss is no FAISS index"):
         ApproximateIndex.load(tmp_path, HNSW)
+
+
+def test_of_large_arrays_the_start_is_touched_and_of_small_ones_every_page(monkeypatch: Any) -> None:
+    monkeypatch.setattr(arrays, "_TOUCHED", 10_000)
+    touched: list[int] = []
+
+    class Watched(np.ndarray[Any, Any]):
+        def max(self, *arguments: Any, **options: Any) -> Any:
+            touched.append(self.size)
+            return super().max(*arguments, **options)
+
+    values = [np.zeros(size, np.float32).view(Watched) for size in (0, 1500, 5000, 5000)]
+    arrays.touch(*values)
+    assert touched == [0, 2, 1, 0]
