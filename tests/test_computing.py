@@ -450,6 +450,22 @@ def test_what_fails_beside_others_is_raised_in_its_place_and_no_thread_stays() -
     assert threading.active_count() == threads
 
 
+def test_where_a_thread_cannot_be_started_none_stays(monkeypatch: Any) -> None:
+    start, count, threads = threading.Thread.start, 0, threading.active_count()
+
+    def failing(thread: threading.Thread) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(RuntimeError, match="can't start"):
+        next(batches.side_by_side(iter(range(9)), lambda number: number, 3))
+    assert threading.active_count() == threads
+
+
 def test_a_single_item_keeps_the_threads_of_torch() -> None:
     thread = threading.current_thread()
     for count, size in ((1, 5), (4, 1), (4, 0)):

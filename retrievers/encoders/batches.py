@@ -173,4 +173,5 @@ def side_by_side(items: Iterator[Item], work: Callable[[Item], Result], count: i
         while waiting:
             yield waiting.popleft().result()
     finally:
+        started.abort()  # where a thread could not be started, the others wait for it
         pool.shutdown(cancel_futures=True)
