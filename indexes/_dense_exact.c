@@ -168,9 +168,12 @@ static int sift_all(const Stored *stored, const Sieve *sieve, Query *queries, in
     const Sieved *sieved[SIEVED_QUERIES];
     int64_t near[CHUNK];
     int outcome = SOUND;
-    for (int64_t query = 0; query < query_count && outcome == SOUND && sieve == NULL; query++)
-        outcome = sift_rows(stored, queries + query, rows, count);
-    for (int64_t first = 0; first < query_count && outcome == SOUND && sieve != NULL; first += SIEVED_QUERIES) {
+    if (sieve == NULL) {
+        for (int64_t query = 0; query < query_count && outcome == SOUND; query++)
+            outcome = sift_rows(stored, queries + query, rows, count);
+        return outcome;
+    }
+    for (int64_t first = 0; first < query_count && outcome == SOUND; first += SIEVED_QUERIES) {
         const int64_t some = query_count - first < SIEVED_QUERIES ? query_count - first : SIEVED_QUERIES;
         for (int64_t query = 0; query < some; query++)
             sieved[query] = &queries[first + query].sieved;

@@ -227,16 +227,15 @@ def read(path: Path, stored: StoredVectors, spec: Spec) -> Any:
 
     Older versions wrote graphs and lists as FAISS does.
     """
-    chosen = settings(spec, *stored.values.shape)
+    n, dimension = stored.values.shape
+    chosen = settings(spec, n, dimension)
     if spec.name == "hnsw" and not path.exists():
         return Graph.load(path.parent, _sieve(stored))
     if spec.name == "ivf" and not path.exists():
-        n, dimension = stored.values.shape
         return Lists.load(path.parent, n, dimension, chosen["nlist"])
     faiss = import_faiss()
     if not path.is_file():
         raise _damaged(path, "is missing")
-    n, dimension = stored.values.shape
     if spec.name == "binary":
         return SignCodes.read(path, n, dimension)
     try:

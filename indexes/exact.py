@@ -41,9 +41,7 @@ _FILE = "vectors.npy"
 _LONGEST_SCORE = 1e37  # far enough below the end of float32 that no sum on the way overflows
 _PAIRS = 1 << 22  # candidates that are held at a time
 _CHUNK = 1 << 15  # rows that are copied at a time
-_MULTIPLIED = (
-    4  # queries from which multiplying matrices, where there are no codes, is quicker than comparing row by row
-)
+_MULTIPLIED = 4  # queries from which multiplying matrices is quicker than comparing row by row without codes
 _COMPARED = 256  # queries that a thread compares row by row at a time, by codes,
 _SHARE = 16  # and those of a batch that it has at least
 _TOGETHER = 4096  # rows that are multiplied at a time,
